@@ -1,0 +1,1 @@
+"""cli: what a person types. A command parses, calls one function, prints."""

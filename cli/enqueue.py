@@ -1,0 +1,68 @@
+"""diptych enqueue: a run in the store, its jobs on the queue."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import Globals, batch_size_option, generation_options, pass_globals, seed_option
+
+if TYPE_CHECKING:
+    from jobs.enqueue import Plan
+    from jobs.inputs import Settings
+
+
+def run_options(function: click.decorators.FC) -> click.decorators.FC:
+    """Accept what makes a run beside the options of generation: its pairs, seed and name."""
+    function = click.option("--name", help="A name for the run, to ask for it later.")(function)
+    function = click.option("--random", type=click.IntRange(min=1), metavar="N",
+                            help="Instead of a file: N distinct ordered pairs, drawn by the seed.")(function)
+    function = seed_option("Seed of the run; a row's own is derived from it.  [default: drawn, and recorded]")(function)
+    return click.argument("pairs", type=click.Path(path_type=Path), envvar="GLM_PAIRS_FILE", required=False)(function)
+
+
+def make_plan(pairs: Path | None, random: int | None, name: str | None, seed: int | None, batch_size: int,
+              settings: "Settings") -> "Plan":
+    """Check what was asked for and plan it; nothing is written."""
+    from jobs.enqueue import Request, plan_run
+    from jobs.seeds import draw_seed
+
+    drawn = draw_seed() if seed is None else seed
+    return plan_run(Request(settings, None if random else pairs, random, drawn, batch_size, name, tuple(sys.argv)))
+
+
+@click.command("enqueue", short_help="Plan a run: pairs in the database, jobs on the queue.")
+@run_options
+@batch_size_option(64)
+@generation_options
+@click.option("--dry-run", is_flag=True, help="Check and show the plan; write nothing.")
+@pass_globals
+def command(
+    values: Globals, pairs: Path | None, random: int | None, name: str | None, seed: int | None, batch_size: int,
+    settings: "Settings", dry_run: bool,
+) -> int:
+    """Check PAIRS (lines of `idx_a,idx_b`, 0-based into filenames.txt) and put them on the queue as one run.
+
+    Prints the run's id. Nothing is written when anything is wrong.
+
+    \b
+    Example:
+      diptych enqueue pairs.txt --batch-size 64 --max-tokens 50 --seed 42
+      diptych enqueue --random 1000 --prompt "Which image is sharper?" --greedy
+    """
+    from jobs.delivery import open_queue
+    from jobs.enqueue import enqueue_run
+    from jobs.estimate import estimate
+    from store.database import open_database
+
+    plan = make_plan(pairs, random, name, seed, batch_size, settings)
+    if dry_run:
+        click.echo("\n".join(estimate(plan, values.db).lines()))
+        return 0
+    with open_database(values.db, create=True) as database, open_queue(database, values.redis) as queue:
+        run = enqueue_run(database, queue, plan)
+    if not values.quiet:
+        click.echo(f"{run.total:,} pairs in {plan.n_jobs:,} jobs; next: diptych worker", err=True)
+    click.echo(run.id)
+    return 0

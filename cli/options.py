@@ -1,0 +1,140 @@
+"""The options that commands share: the global ones, and those of generation with the ancestor's variables."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from store.records import SEED_LIMIT, Sampling
+
+if TYPE_CHECKING:
+    from jobs.inputs import Settings
+
+Command = Callable[..., Any]
+DEFAULT_PROMPT = "Compare these two images."
+SEED = click.IntRange(0, SEED_LIMIT - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Globals:
+    """What the global options say."""
+
+    db: str
+    redis: str | None
+    log_format: str
+    quiet: bool
+
+
+_GLOBAL_DEFAULTS: dict[str, Any] = {"db": "results.db", "redis": None, "log_format": "text", "quiet": False}
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Keep a global option's value for the command; after the command's name it wins over before."""
+    if value is not None:
+        ctx.find_root().meta[f"diptych.{param.name}"] = value
+
+
+def global_options(function: Command) -> Command:
+    """Accept --db, --redis, --log-format and --quiet here; `pass_globals` hands them over."""
+    shared: dict[str, Any] = {"expose_value": False, "callback": _remember, "default": None}
+    options = (
+        click.option("--db", metavar="PATH|URL", envvar="DIPTYCH_DB", show_envvar=True, **shared,
+                     help="Results database.  [default: results.db]"),
+        click.option("--redis", metavar="URL", envvar="DIPTYCH_REDIS_URL", show_envvar=True, **shared,
+                     help="Redis or Valkey of the queue.  [default: the embedded server of this database]"),
+        click.option("--log-format", type=click.Choice(["text", "json"]), **shared, help="Form of log lines.  [text]"),
+        click.option("--quiet", is_flag=True, **shared, help="No progress and no log lines, only errors."),
+    )
+    return reduce(lambda inner, option: option(inner), reversed(options), function)
+
+
+def pass_globals(function: Command) -> Command:
+    """Pass Globals as the first argument, set up logging by them, and accept the global options after the name."""
+
+    @wraps(function)
+    def with_globals(*args: Any, **kwargs: Any) -> Any:
+        from cli.logs import set_up_logging
+
+        meta = click.get_current_context().find_root().meta
+        values = Globals(**{key: meta.get(f"diptych.{key}", default) for key, default in _GLOBAL_DEFAULTS.items()})
+        set_up_logging(values.log_format, quiet=values.quiet)
+        return function(values, *args, **kwargs)
+
+    return global_options(with_globals)
+
+
+def embeds_option(function: Command) -> Command:
+    """Accept --embeds."""
+    return click.option("--embeds", type=click.Path(path_type=Path), envvar="GLM_EMBEDS_DIR", show_envvar=True,
+                        default=Path("embeddings_512"), show_default=True,
+                        help="Folder with embeddings.bin and filenames.txt.")(function)
+
+
+def weights_option(function: Command) -> Command:
+    """Accept --weights."""
+    return click.option("--weights", type=click.Path(path_type=Path), envvar="GLM_WEIGHTS_DIR", show_envvar=True,
+                        default=Path("vision_weights"), show_default=True,
+                        help="Folder of the checkpoint, as downloaded.")(function)
+
+
+def batch_size_option(default: int) -> Callable[[Command], Command]:
+    """Accept --batch-size with the ancestor's variable."""
+    return click.option("--batch-size", type=click.IntRange(min=1), envvar="GLM_BATCH_SIZE", show_envvar=True,
+                        default=default, show_default=True, help="Pairs of a job, computed side by side.")
+
+
+def seed_option(text: str) -> Callable[[Command], Command]:
+    """Accept --seed; without it one is drawn and recorded."""
+    return click.option("--seed", type=SEED, envvar="GLM_SEED", show_envvar=True, default=None, help=text)
+
+
+def generation_options(function: Command) -> Command:
+    """Accept the options of generation and pass them as one argument, `settings`."""
+
+    def var(name: str, **more: Any) -> dict[str, Any]:
+        return {"envvar": name, "show_envvar": True, "show_default": True, **more}
+
+    options = (
+        embeds_option,
+        weights_option,
+        click.option("--max-tokens", type=int, default=100, **var("GLM_MAX_TOKENS"), help="Most tokens of an answer."),
+        click.option("--sample/--greedy", "do_sample", default=True, **var("GLM_DO_SAMPLE"),
+                     help="Draw tokens, or take the likeliest."),
+        click.option("--temperature", type=float, default=0.8, **var("GLM_TEMPERATURE"), help="Of sampling."),
+        click.option("--top-k", type=int, default=50, **var("GLM_TOP_K"), help="Likeliest tokens kept; 0 is off."),
+        click.option("--top-p", type=float, default=0.6, **var("GLM_TOP_P"), help="Probability kept; 1 is off."),
+        click.option("--repetition-penalty", type=float, default=1.0, **var("GLM_REP_PENALTY"), help="1.0 is none."),
+        click.option("--prompt", default=None, metavar="TEXT",
+                     help="What to ask; <image_a> and <image_b> say where the images go, otherwise they come first.  "
+                          f"[default: {DEFAULT_PROMPT}]"),
+        click.option("--prompt-file", type=click.Path(path_type=Path), default=None, help="A file with the prompt."),
+        click.option("--thinking/--no-thinking", default=False, show_default=True, help="Let the model think first."),
+    )
+
+    @wraps(function)
+    def with_settings(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, settings=_settings(kwargs), **kwargs)
+
+    return reduce(lambda inner, option: option(inner), reversed(options), with_settings)
+
+
+def _settings(kwargs: dict[str, Any]) -> "Settings":
+    from jobs.inputs import Settings
+
+    sampling = Sampling(**{name: kwargs.pop(name) for name in Sampling.__dataclass_fields__})
+    prompt = _prompt(kwargs.pop("prompt"), kwargs.pop("prompt_file"))
+    return Settings(kwargs.pop("embeds"), kwargs.pop("weights"), prompt, kwargs.pop("thinking"), sampling)
+
+
+def _prompt(text: str | None, file: Path | None) -> str:
+    if text is not None and file is not None:
+        raise click.UsageError("expected --prompt or --prompt-file, found both")
+    if file is None:
+        return DEFAULT_PROMPT if text is None else text
+    try:
+        return file.read_text(encoding="utf-8").strip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"--prompt-file: expected a UTF-8 text file, found {file}: {error}") from error

@@ -1,0 +1,108 @@
+"""diptych results: the comparisons of a run, as a table or for other programs."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import Globals, pass_globals
+from cli.show import print_table
+
+if TYPE_CHECKING:
+    from store.records import Run
+
+TABLE_ROWS = 100      # rows of a table when no --limit is given: more is for a file
+TABLE_COLUMNS = ("position", "image_a", "image_b", "status", "text")
+
+
+class PairType(click.ParamType[tuple[int, int]]):
+    """Two indices with a comma: 3,17."""
+
+    name = "A,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Return the two indices."""
+        words = str(value).split(",")
+        if len(words) != 2 or not all(word.strip().isascii() and word.strip().isdigit() for word in words):
+            self.fail(f"expected two indices with a comma, as 3,17, found {value!r}", param, ctx)
+        return int(words[0]), int(words[1])
+
+
+@click.command("results", short_help="Query the results of a run.")
+@click.argument("run", required=False)
+@click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl", "parquet"]), default="table",
+              show_default=True, help="parquet needs the extra of that name, and -o.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="A file instead of stdout.")
+@click.option("--pair", type=PairType(), help="Only this pair of indices.")
+@click.option("--image", metavar="X", help="Only pairs with this image: an index, or a name in filenames.txt.")
+@click.option("--contains", metavar="TEXT", help="Only texts that contain this; upper and lower case are the same.")
+@click.option("--status", type=click.Choice(["pending", "done", "failed"]), help="Only these pairs.")
+@click.option("--limit", type=click.IntRange(min=1), help=f"At most so many.  [table: {TABLE_ROWS}; else: all]")
+@pass_globals
+def command(
+    values: Globals, run: str | None, form: str, output: Path | None, limit: int | None, **filters: Any
+) -> None:
+    """Show the pairs of RUN with what the model wrote (an id, a unique beginning of one, or a name; default: latest).
+
+    The columns are those of the view `comparisons`; a table shows the chief ones.
+
+    \b
+    Example:
+      diptych results
+      diptych results night-1 --format csv -o night-1.csv
+      diptych results --contains sharper --limit 10
+    """
+    from store.database import open_database
+    from store.results import Filters, read_comparisons
+    from store.runs import find_run
+
+    check_output(form, output)
+    most = limit or (TABLE_ROWS if form == "table" and output is None else None)
+    with open_database(values.db, create=False) as database:
+        found = find_run(database, run)
+        rows = read_comparisons(database, found.id, Filters(**filters, limit=most))
+        written = _write(rows, form, output)
+    if not values.quiet:
+        click.echo(_summary(found, written, output, cut=limit is None and written == most), err=True)
+
+
+def check_output(form: str, output: Path | None) -> None:
+    """Refuse a form that cannot go where it should."""
+    from store.export import check_parquet_installed
+
+    if form == "parquet":
+        check_parquet_installed()
+        if output is None:
+            raise click.UsageError("--format parquet: expected a file to write, found none; add -o results.parquet")
+
+
+def _write(rows: Iterator[dict[str, Any]], form: str, output: Path | None) -> int:
+    from store.export import WRITERS, export, replacing
+    from store.results import COMPARISON_COLUMNS
+
+    if form == "table":
+        if output is None:
+            return _table(rows)
+        with replacing(output, binary=False) as out:
+            return _table(rows, out)
+    if output is not None:
+        return export(rows, COMPARISON_COLUMNS, form, output)
+    write: Callable[..., int] = WRITERS[form]
+    sys.stdout.reconfigure(encoding="utf-8", newline="")      # type: ignore[union-attr]  # a TextIOWrapper here
+    return write(rows, COMPARISON_COLUMNS, sys.stdout)
+
+
+def _table(rows: Iterator[dict[str, Any]], out: Any = None) -> int:
+    shown = [[row["error"] if row["status"] == "failed" and name == "text" else row[name] for name in TABLE_COLUMNS]
+             for row in rows]
+    print_table(TABLE_COLUMNS, shown, out)
+    return len(shown)
+
+
+def _summary(run: "Run", written: int, output: Path | None, *, cut: bool) -> str:
+    where = f" to {output}" if output else ""
+    failed = f", {run.failed:,} failed" if run.failed else ""
+    more = "; --limit or --format csv for more" if cut and written < run.total else ""
+    return f"run {run.id}: {run.done:,} of {run.total:,} done{failed}; {written:,} rows{where}{more}"

@@ -1,0 +1,55 @@
+"""diptych status: how far a run is."""
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import Globals, pass_globals
+from cli.show import duration
+
+if TYPE_CHECKING:
+    from jobs.progress import Progress
+
+WATCH_EVERY = 2.0      # seconds
+
+
+@click.command("status", short_help="Show how far a run is.")
+@click.argument("run", required=False)
+@click.option("--watch", is_flag=True, help="Show it again every two seconds until the run has ended.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object (a line each with --watch).")
+@pass_globals
+def command(values: Globals, run: str | None, watch: bool, as_json: bool) -> None:
+    """Show counts, rate and time left of RUN (an id, a unique beginning of one, or a name; default: the latest).
+
+    \b
+    Example:
+      diptych status
+      diptych status night-1 --watch
+    """
+    from jobs.progress import read_progress
+    from store.database import open_database
+    from store.runs import find_run
+
+    with open_database(values.db, create=False) as database:
+        while True:
+            progress = read_progress(database, find_run(database, run))
+            click.echo(json.dumps(progress.as_json()) if as_json else _sentence(progress))
+            if not watch or progress.state in ("done", "cancelled"):
+                return
+            run = progress.run
+            time.sleep(WATCH_EVERY)
+
+
+def _sentence(progress: "Progress") -> str:
+    parts = [f"run {progress.run}: {progress.state}", f"{progress.done:,} of {progress.total:,} done"]
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    if progress.queued_jobs or progress.running_jobs:
+        parts.append(f"{progress.queued_jobs:,} jobs queued, {progress.running_jobs:,} running")
+    if progress.comparisons_per_minute:
+        parts.append(f"{progress.comparisons_per_minute:,.1f} comparisons/min")
+    if progress.seconds_left:
+        parts.append(f"{duration(progress.seconds_left)} left")
+    return ", ".join(parts)

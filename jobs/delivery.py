@@ -1,0 +1,44 @@
+"""The queue that belongs to a database: its embedded server, or the Redis that a person named."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jobs.queue import JobQueue, Ticket, connect
+from jobs.server import open_server
+from store.database import Database
+from store.jobs import unfinished_jobs
+from store.records import Run
+from store.runs import list_runs
+
+logger = logging.getLogger("diptych.queue")
+
+
+@contextmanager
+def open_queue(database: Database, redis_url: str | None) -> Iterator[JobQueue]:
+    """Open the queue of this database: on `redis_url`, or on the embedded server, which is started if it must be.
+
+    A server that had to set aside what it could not load gets its tickets back from the database.
+    """
+    if redis_url is not None:
+        yield JobQueue(connect(redis_url), database.id)
+        return
+    with open_server(database.id) as server:
+        queue = JobQueue(server.connection, database.id)
+        if server.set_aside is not None:
+            logger.warning("the queue's log could not be read and was set aside as %s; its tickets are restored from "
+                           "the database", server.set_aside)
+            put_back_all(database, queue)
+        yield queue
+
+
+def put_back_all(database: Database, queue: JobQueue) -> int:
+    """Put back the tickets of every run that is neither done nor cancelled; return how many were missing."""
+    live = (run for run in list_runs(database) if run.state in ("queued", "running"))
+    return sum(put_back(database, queue, run) for run in live)
+
+
+def put_back(database: Database, queue: JobQueue, run: Run, *, retry_failed: bool = False) -> int:
+    """Put on the queue what is planned and not done, without what is there already; return how many were missing."""
+    jobs = unfinished_jobs(database, run.id, retry_failed=retry_failed)
+    return queue.put(Ticket(run.id, job) for job in jobs)

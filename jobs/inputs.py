@@ -1,0 +1,40 @@
+"""What generation needs beside a model: checkpoint, embeddings and prompt, checked together. No queue, no SQL, no MLX."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.prompt import Prompt, build_prompt
+from jobs.tokenizer import Tokenizer, load_tokenizer
+from store.checkpoint import Checkpoint, open_checkpoint
+from store.embeddings import Embeddings, open_embeddings
+from store.records import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a person chose for generation; the same for one pair and for a run."""
+
+    embeddings_dir: Path
+    weights_dir: Path
+    prompt: str
+    thinking: bool
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The checked inputs of generation."""
+
+    checkpoint: Checkpoint
+    embeddings: Embeddings
+    tokenizer: Tokenizer
+    prompt: Prompt
+
+
+def open_inputs(settings: Settings) -> Inputs:
+    """Check checkpoint, embeddings and prompt together, without MLX; raise what is wrong with the first that is."""
+    checkpoint = open_checkpoint(settings.weights_dir)
+    embeddings = open_embeddings(settings.embeddings_dir, hidden=checkpoint.text.hidden_size)
+    tokenizer = load_tokenizer(checkpoint)
+    prompt = build_prompt(checkpoint, tokenizer, settings.prompt, thinking=settings.thinking, grid=embeddings.grid)
+    return Inputs(checkpoint, embeddings, tokenizer, prompt)

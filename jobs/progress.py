@@ -1,0 +1,41 @@
+"""How far a run is: counts, rate and time left, all from the database, so that asking starts no server."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from store.database import Database
+from store.jobs import job_counts, rate
+from store.records import Run, State
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A run's counts, under the names of `status --json`."""
+
+    run: str
+    state: State
+    total: int
+    done: int
+    failed: int
+    pending: int
+    queued_jobs: int
+    running_jobs: int
+    comparisons_per_minute: float | None      # of the jobs that have ended last; None before the first
+    seconds_left: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as `status --json` prints them."""
+        return asdict(self)
+
+
+def read_progress(database: Database, run: Run) -> Progress:
+    """Read the counts, the rate of the last jobs, and what that makes of the rest."""
+    jobs = job_counts(database, run.id)
+    per_minute = rate(database, run.id)
+    unfinished = run.state in ("queued", "running")
+    return Progress(
+        run=run.id, state=run.state, total=run.total, done=run.done, failed=run.failed, pending=run.pending,
+        queued_jobs=jobs.queued, running_jobs=jobs.running,
+        comparisons_per_minute=round(per_minute, 2) if per_minute else None,
+        seconds_left=round(60 * run.pending / per_minute, 1) if per_minute and unfinished else None,
+    )

@@ -1,0 +1,38 @@
+"""Take up a run where it stopped, or stop it: planned minus done goes back to the queue."""
+
+from dataclasses import dataclass
+
+from jobs.delivery import open_queue, put_back
+from jobs.queue import JobQueue
+from jobs.server import is_running
+from store.database import Database
+from store.records import Run
+from store.runs import cancel_run, lift_cancel
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What `resume` found and did."""
+
+    pending: int       # pairs without a result
+    failed: int        # pairs that failed
+    put_back: int      # jobs whose ticket was missing
+
+
+def resume(database: Database, queue: JobQueue, run: Run, *, retry_failed: bool = False) -> Resumed:
+    """Lift a cancel and put back on the queue what is planned and not done. Doing it twice does no harm."""
+    lift_cancel(database, run.id)
+    missing = put_back(database, queue, run, retry_failed=retry_failed)
+    return Resumed(pending=run.pending, failed=run.failed, put_back=missing)
+
+
+def cancel_run_here(database: Database, redis_url: str | None, run: Run) -> int:
+    """Mark the run cancelled and drop its tickets; return how many were dropped. A running job sees the mark.
+
+    An embedded server that is not running is left so: the tickets in its log are dropped when a worker meets them.
+    """
+    cancel_run(database, run.id)
+    if redis_url is None and not is_running(database.id):
+        return 0
+    with open_queue(database, redis_url) as queue:
+        return queue.drop(run.id)

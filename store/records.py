@@ -1,0 +1,110 @@
+"""What crosses the boundaries between rooms: runs, pairs and results as frozen records. They know no tables."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from store.errors import SettingsError
+
+Status = Literal["pending", "done", "failed"]
+State = Literal["queued", "running", "done", "cancelled"]
+FinishReason = Literal["stop", "length"]
+
+SEED_LIMIT = 2**53      # seeds are below it: exact in JSON, JavaScript and pandas
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. Order: repetition penalty, temperature, top-k, then top-p over the survivors."""
+
+    do_sample: bool = True
+    temperature: float = 0.8
+    top_k: int = 50              # 0 is off
+    top_p: float = 0.6           # 1 is off
+    repetition_penalty: float = 1.0
+    max_tokens: int = 100
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError for a value out of its range."""
+        checks = (
+            (self.temperature > 0 or not self.do_sample, "temperature", "more than 0 (--greedy is without sampling)"),
+            (self.temperature < float("inf"), "temperature", "a finite number"),
+            (self.top_k >= 0, "top_k", "0 (off) or more"),
+            (0 < self.top_p <= 1, "top_p", "more than 0 and at most 1 (off)"),
+            (0 < self.repetition_penalty < float("inf"), "repetition_penalty", "more than 0; 1.0 is none"),
+            (self.max_tokens >= 1, "max_tokens", "1 or more"),
+        )
+        for holds, name, expected in checks:
+            if not holds:
+                raise SettingsError(f"{name}: expected {expected}, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two images in order, A then B, at their place in the pairs file."""
+
+    position: int      # 0-based line of the pairs file; tells apart a pair that stands twice
+    idx_a: int         # 0-based into filenames.txt
+    idx_b: int
+    seed: int          # of this row; derived from the run's seed and the position
+    job: int           # the job that computes it, for ever
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """One request, as `enqueue` knows it before the database has it."""
+
+    name: str | None
+    prompt: str
+    thinking: bool
+    sampling: Sampling
+    seed: int
+    batch_size: int
+    pairs_file: str | None           # absolute; None when pairs were drawn
+    pairs_sha256: str | None
+    embeddings_dir: str              # absolute
+    embeddings_fingerprint: str
+    weights_dir: str                 # absolute
+    model_fingerprint: str
+    version: str                     # of diptych
+    environment: dict[str, str]      # mlx, Python, OS, chip
+    argv: tuple[str, ...]            # passwords masked
+
+
+@dataclass(frozen=True, slots=True)
+class Run(NewRun):
+    """One request, as the database keeps it."""
+
+    id: str
+    created_at: str          # ISO 8601 UTC, as every time here
+    finished_at: str | None
+    state: State
+    total: int
+    done: int
+    failed: int
+
+    @property
+    def pending(self) -> int:
+        """Count the pairs that have neither a result nor a failure."""
+        return self.total - self.done - self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the model wrote about one pair, or why it could not."""
+
+    position: int
+    status: Literal["done", "failed"]
+    text: str
+    thinking: str
+    finish_reason: FinishReason | None
+    token_ids: tuple[int, ...]      # as generated, the ending token included
+    prompt_tokens: int
+    seed: int
+    batch_size: int                 # rows in the forward passes that made it
+    job: int
+    attempt: int
+    worker: str
+    device: str
+    started_at: str
+    finished_at: str
+    error: str | None = None

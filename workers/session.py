@@ -1,0 +1,71 @@
+"""One model in memory, and beside it what the run in hand needs: embeddings, prompt, tokenizer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.inputs import Inputs, Settings, open_inputs
+from store.database import Database
+from store.errors import DiptychError, EmbeddingsError, WeightsError
+from store.fingerprint import DatabaseCache, fingerprint
+from store.records import Run
+from workers.engine import Engine
+from workers.model.load import load_text_model
+from workers.report import Reporter
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All that a job of one run computes with."""
+
+    inputs: Inputs
+    engine: Engine
+
+
+class Session:
+    """Keeps the model of the last run; a run with another checkpoint takes its place.
+
+    `weights` and `embeds` override where runs recorded them; the fingerprints must be those of the run all the same.
+    """
+
+    def __init__(self, database: Database, *, weights: Path | None, embeds: Path | None, reporter: Reporter) -> None:
+        self._database = database
+        self._weights, self._embeds = weights, embeds
+        self._reporter = reporter
+        self._run_id: str | None = None
+        self._model: str | None = None           # fingerprint of the checkpoint that the engine came from
+        self._inputs: Inputs | None = None
+        self._engine: Engine | None = None
+
+    def prepare(self, run: Run) -> Loaded:
+        """Load what this run needs, unless it is here; raise DiptychError where the files are no longer the run's."""
+        if self._inputs is None or self._run_id != run.id:
+            self._inputs, self._run_id = open_inputs(self._settings(run)), run.id
+        self._check_unchanged(run, self._inputs)
+        if self._engine is None or self._model != run.model_fingerprint:
+            self._engine = None      # before the next one is loaded: two do not fit
+            self._reporter.loading(run)
+            checkpoint = self._inputs.checkpoint
+            self._engine = Engine(load_text_model(checkpoint), checkpoint.eos_token_ids)
+            self._model = run.model_fingerprint
+        return Loaded(self._inputs, self._engine)
+
+    def _settings(self, run: Run) -> Settings:
+        return Settings(
+            embeddings_dir=self._embeds or Path(run.embeddings_dir),
+            weights_dir=self._weights or Path(run.weights_dir),
+            prompt=run.prompt, thinking=run.thinking, sampling=run.sampling,
+        )
+
+    def _check_unchanged(self, run: Run, inputs: Inputs) -> None:
+        """A run never mixes configurations."""
+        cache = DatabaseCache(self._database)
+        _expect(fingerprint(inputs.checkpoint.files, cache), run.model_fingerprint, WeightsError,
+                f"{inputs.checkpoint.folder}: the checkpoint is not the one that run {run.id} was enqueued with")
+        _expect(fingerprint(inputs.embeddings.files, cache), run.embeddings_fingerprint, EmbeddingsError,
+                f"{inputs.embeddings.folder}: the embeddings are not those that run {run.id} was enqueued with")
+
+
+def _expect(found: str, recorded: str, error: type[DiptychError], what: str) -> None:
+    if found != recorded:
+        raise error(f"{what}: expected fingerprint {recorded[:12]}, found {found[:12]}; put the files back, name where "
+                    "they are with --weights or --embeds, or enqueue the pairs anew")

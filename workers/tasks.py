@@ -1,0 +1,175 @@
+"""A job: ids from a ticket in, results in the store out. May be repeated: what is recorded stays."""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from store.database import Database
+from store.errors import EmbeddingsError
+from store.jobs import done_positions, finish_job, read_pairs, release_job, start_job
+from store.records import Comparison, FinishReason, Pair, Run
+from store.results import record_results
+from store.runs import find_run
+from workers.engine import Row
+from workers.report import Reporter
+from workers.session import Loaded, Session
+from workers.stop import Stop, Stopped
+
+logger = logging.getLogger("diptych.worker")
+
+RECORD_EVERY = 30.0      # seconds; rows that have finished wait no longer than this for the rest of their slice
+CANCEL_EVERY = 1.0       # seconds between two looks whether the run was cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What stays the same from job to job."""
+
+    database: Database
+    session: Session
+    stop: Stop
+    reporter: Reporter
+    worker: str       # the worker's name, as results record it
+    device: str
+
+
+def compare_job(place: Workplace, run_id: str, job: int) -> None:
+    """Compute the pairs of a job and record their results.
+
+    A job that is all done, or whose run is cancelled, is left alone. A partly done one is computed whole again in its
+    old composition; rows already there stay. Raises Stopped at a second signal: what had finished is recorded.
+    """
+    run, pairs = find_run(place.database, run_id), read_pairs(place.database, run_id, job)
+    final = done_positions(place.database, run_id, job)
+    if run.state == "cancelled" or all(pair.position in final for pair in pairs):
+        return
+    loaded = place.session.prepare(run)
+    attempt = start_job(place.database, run_id, job, place.worker)
+    place.reporter.started(run, job, len(pairs))
+    began = time.monotonic()
+    try:
+        completed = _compute(Slice(place, run, loaded, pairs, attempt, final))
+    except BaseException:
+        release_job(place.database, run_id, job)
+        raise
+    if completed:
+        _finish(place, run, job, len(pairs), time.monotonic() - began)
+    else:
+        release_job(place.database, run_id, job)
+
+
+def _finish(place: Workplace, run: Run, job: int, pairs: int, seconds: float) -> None:
+    finish_job(place.database, run.id, job, seconds)
+    place.reporter.finished(run, job, seconds)
+    per_minute = 60 * pairs / seconds
+    logger.info("run %s job %d: %d pairs in %.1f s, %.1f comparisons/min", run.id, job, pairs, seconds, per_minute,
+                extra={"fields": {"run": run.id, "job": job, "pairs": pairs, "seconds": round(seconds, 3),
+                                  "comparisons_per_minute": round(per_minute, 2)}})
+
+
+def _compute(slice_: "Slice") -> bool:
+    """Compute and record one slice; False when the run was cancelled on the way."""
+    place, run, loaded = slice_.place, slice_.run, slice_.loaded
+    cancelled = make_cancel_check(place.database, run.id)
+    with slice_:
+        rows = slice_.read_rows()
+        with closing(loaded.engine.generate(loaded.inputs.prompt, rows, run.sampling)) as steps:
+            for step in steps:
+                for token in step:
+                    slice_.take(token.key, token.id, token.finish_reason)
+                slice_.record_if_due()
+                if place.stop.now:
+                    raise Stopped
+                if cancelled():
+                    return False
+    return True
+
+
+def make_cancel_check(database: Database, run_id: str) -> Callable[[], bool]:
+    """Make a function that says whether the run was cancelled, and asks the database once a second at most."""
+    asked = time.monotonic()
+
+    def cancelled() -> bool:
+        nonlocal asked
+        if time.monotonic() - asked < CANCEL_EVERY:
+            return False
+        asked = time.monotonic()
+        return find_run(database, run_id).state == "cancelled"
+
+    return cancelled
+
+
+@dataclass
+class Slice:
+    """The rows of one forward pass on their way into the store; leaving it records what has finished."""
+
+    place: Workplace
+    run: Run
+    loaded: Loaded
+    pairs: list[Pair]
+    attempt: int
+    final: set[int]                  # positions that need no result any more; computed with the others all the same
+    started_at: str = field(default_factory=lambda: now())
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    finished: list[Comparison] = field(default_factory=list)
+    recorded: float = field(default_factory=time.monotonic)
+
+    def __enter__(self) -> "Slice":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.record()
+
+    def read_rows(self) -> list[Row]:
+        """Read the embeddings of each pair; a pair whose embeddings cannot be used fails alone."""
+        rows = []
+        for pair in self.pairs:
+            try:
+                rows.append(self._read(pair))
+                self.tokens[pair.position] = []
+            except EmbeddingsError as error:
+                self._add(pair, error=str(error))
+        return rows
+
+    def _read(self, pair: Pair) -> Row:
+        read = self.loaded.inputs.embeddings.read
+        return Row(key=pair.position, image_a=read(pair.idx_a), image_b=read(pair.idx_b), seed=pair.seed)
+
+    def take(self, position: int, token: int, finish_reason: FinishReason | None) -> None:
+        """Take one token of a row; the one with a reason is its last."""
+        self.tokens[position].append(token)
+        if finish_reason is not None:
+            self._add(next(pair for pair in self.pairs if pair.position == position), finish_reason=finish_reason)
+
+    def _add(self, pair: Pair, *, finish_reason: FinishReason | None = None, error: str | None = None) -> None:
+        if pair.position in self.final:
+            return
+        ids, prompt = tuple(self.tokens.get(pair.position, ())), self.loaded.inputs.prompt
+        answer = self.loaded.inputs.tokenizer.split(ids, prompt_opened_thinking=prompt.opened_thinking)
+        result = Comparison(
+            position=pair.position, status="failed" if error else "done", text=answer.text, thinking=answer.thinking,
+            finish_reason=finish_reason, token_ids=ids, prompt_tokens=len(prompt.token_ids), seed=pair.seed,
+            batch_size=len(self.tokens), job=pair.job, attempt=self.attempt, worker=self.place.worker,
+            device=self.place.device, started_at=self.started_at, finished_at=now(), error=error,
+        )
+        self.finished.append(result)
+        self.place.reporter.row(self.run, pair, result)
+
+    def record_if_due(self) -> None:
+        """Record what has finished when the last record is RECORD_EVERY ago."""
+        if self.finished and time.monotonic() - self.recorded >= RECORD_EVERY:
+            self.record()
+
+    def record(self) -> None:
+        """Write what has finished to the store, in one transaction."""
+        if self.finished:
+            record_results(self.place.database, self.run.id, self.finished)
+        self.finished, self.recorded = [], time.monotonic()
+
+
+def now() -> str:
+    """Return the time as the database writes it: ISO 8601, UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
