@@ -24,6 +24,7 @@ help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED)  ## make .venv and install diptych in it (PYTHON=/path/to/python3 names a Python)
+	@echo 'diptych is installed: .venv/bin/diptych --help'
 
 test: $(INSTALLED)  ## ruff, mypy --strict, import-linter, pytest
 	.venv/bin/python -m ruff check .

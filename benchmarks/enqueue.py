@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-TOKENS, GRID = 16, [4, 4]
+TOKENS, GRID = 16, (4, 4)
 TARGET_SECONDS, TARGET_MB = 15, 300      # for 100,000 pairs on a machine with two cores
 
 
@@ -30,7 +30,7 @@ def prepare(folder: Path, images: int, pairs: int) -> None:
 
     hidden = open_checkpoint(folder / "weights").text.hidden_size
     draw = np.random.default_rng(0)
-    with EmbeddingsWriter(folder / "embeddings", tokens=TOKENS, hidden=hidden, grid=(GRID[0], GRID[1])) as writer:
+    with EmbeddingsWriter(folder / "embeddings", tokens=TOKENS, hidden=hidden, grid=GRID) as writer:
         names = [f"{index:06d}.jpg" for index in range(images)]
         writer.append(names, draw.standard_normal((images, TOKENS, hidden), dtype=np.float32))
     indices = draw.integers(0, images, (pairs, 2))
@@ -66,4 +66,5 @@ def main() -> None:
         sys.exit(f"target: at most {TARGET_SECONDS} s and {TARGET_MB} MB")
 
 
-main()
+if __name__ == "__main__":
+    main()

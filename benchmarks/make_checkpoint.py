@@ -10,6 +10,7 @@ The same preset and seed give the same files. It says nothing about the quality 
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,16 +139,16 @@ def vision_shapes(p: Preset) -> Shapes:
     yield f"{visual}merger.down_proj.weight", (p.hidden, p.merger)
 
 
-def make_tensors(p: Preset, seed: int) -> dict[str, NDArray[np.float32]]:
-    """Draw every tensor: matrices by their fan-in, norms around 1, biases around 0."""
+def make_tensors(p: Preset, seed: int, speakable: list[int]) -> dict[str, NDArray[np.float32]]:
+    """Draw every tensor: matrices by their fan-in, norms around 1, biases around 0; the head favours some tokens."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in (*text_shapes(p), *vision_shapes(p)):
         spread = 0.1 if len(shape) == 1 else float(np.prod(shape[1:])) ** -0.5
         tensor = rng.standard_normal(shape, dtype=np.float32) * np.float32(spread)
         tensors[name] = tensor + 1 if "norm" in name and name.endswith("weight") else tensor
-    # A special token in the middle of a text would look like a fault; only those that end a text stay as likely as words.
-    tensors["lm_head.weight"][[i for i in range(len(SPECIAL)) if i not in EOS]] = 0
+    # Loose bytes and special tokens in the middle of a text would look like faults of the program.
+    tensors["lm_head.weight"][np.setdiff1d(np.arange(p.vocab), speakable)] = 0
     return tensors
 
 
@@ -174,6 +175,12 @@ def make_tokenizer(vocab: int) -> Tokenizer:
     return tokenizer
 
 
+def find_speakable(tokenizer: Tokenizer) -> list[int]:
+    """Find the tokens that may be likely: those that begin a word, and those that end a text."""
+    vocab = tokenizer.get_vocab()
+    return sorted([*EOS, *(vocab[token] for token in vocab if re.fullmatch("Ġ[A-Za-z]{2,}", token))])
+
+
 def make_config(p: Preset) -> dict[str, Any]:
     """Return config.json in the newer style, with `rope_parameters`."""
     text = {
@@ -187,7 +194,8 @@ def make_config(p: Preset) -> dict[str, Any]:
         "model_type": "glm4v_vision", "depth": p.vision_depth, "hidden_size": p.vision_hidden,
         "num_heads": p.vision_heads, "intermediate_size": p.merger, "out_hidden_size": p.hidden, "image_size": p.side,
         "patch_size": PATCH, "temporal_patch_size": FRAMES, "spatial_merge_size": MERGE, "in_channels": 3,
-        "hidden_act": "silu", "rms_norm_eps": 1e-5, "attention_bias": False, "rope_parameters": {"rope_type": "axial", "rope_theta": 10000.0},
+        "hidden_act": "silu", "rms_norm_eps": 1e-5, "attention_bias": False,
+        "rope_parameters": {"rope_type": "axial", "rope_theta": 10000.0},
     }
     ids = {f"{name}_token_id": SPECIAL.index(token) for name, token in (
         ("image", "<|image|>"), ("image_start", "<|begin_of_image|>"), ("image_end", "<|end_of_image|>"),
@@ -220,8 +228,10 @@ def make_checkpoint(folder: Path, preset: str, seed: int) -> None:
     for name, values in make_small_files(p).items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(TEMPLATE.rstrip("\n"), encoding="utf-8")
-    make_tokenizer(p.vocab).save(str(folder / "tokenizer.json"))
-    (folder / "model.safetensors").write_bytes(save(make_tensors(p, seed), metadata={"format": "pt"}))
+    tokenizer = make_tokenizer(p.vocab)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tensors = make_tensors(p, seed, find_speakable(tokenizer))
+    (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def main() -> None:

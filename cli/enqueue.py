@@ -6,20 +6,31 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import Globals, batch_size_option, generation_options, pass_globals, seed_option
+from cli.options import (
+    Command,
+    Globals,
+    batch_size_option,
+    decorate,
+    generation_options,
+    pass_globals,
+    seed_option,
+)
 
 if TYPE_CHECKING:
     from jobs.enqueue import Plan
     from jobs.inputs import Settings
 
 
-def run_options(function: click.decorators.FC) -> click.decorators.FC:
+def run_options(function: Command) -> Command:
     """Accept what makes a run beside the options of generation: its pairs, seed and name."""
-    function = click.option("--name", help="A name for the run, to ask for it later.")(function)
-    function = click.option("--random", type=click.IntRange(min=1), metavar="N",
-                            help="Instead of a file: N distinct ordered pairs, drawn by the seed.")(function)
-    function = seed_option("Seed of the run; a row's own is derived from it.  [default: drawn, and recorded]")(function)
-    return click.argument("pairs", type=click.Path(path_type=Path), envvar="GLM_PAIRS_FILE", required=False)(function)
+    options = (
+        click.argument("pairs", type=click.Path(path_type=Path), envvar="GLM_PAIRS_FILE", required=False),
+        click.option("--random", type=click.IntRange(min=1), metavar="N",
+                     help="Instead of a file: N distinct ordered pairs, drawn by the seed."),
+        seed_option("Seed of the run; a row's own is derived from it.  [default: drawn, and recorded]"),
+        click.option("--name", help="A name for the run, to ask for it later."),
+    )
+    return decorate(function, options)
 
 
 def make_plan(pairs: Path | None, random: int | None, name: str | None, seed: int | None, batch_size: int,

@@ -1,18 +1,19 @@
 """diptych generate: one pair, now."""
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import Globals, generation_options, pass_globals, seed_option
+from cli.options import Command, Globals, generation_options, pass_globals, seed_option
 from cli.show import escape
 
 if TYPE_CHECKING:
     from jobs.inputs import Settings
 
 
-def index_option(letter: str) -> "click.decorators._Decorator[click.decorators.FC]":
+def index_option(letter: str) -> Callable[[Command], Command]:
     """Accept --a or --b."""
     return click.option(f"--{letter}", f"idx_{letter}", type=int, envvar=f"GLM_IDX_{letter.upper()}", show_envvar=True,
                         help=f"Index of image {letter.upper()}, 0-based into filenames.txt.  [default: drawn]")

@@ -4,18 +4,15 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import TextIO
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
+class _Stderr(logging.Handler):
     """Writes to what sys.stderr is now: a progress bar puts itself in between for a while."""
 
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> TextIO:
-        return sys.stderr
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.flush()
 
 
 class _JsonLines(logging.Formatter):

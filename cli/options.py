@@ -1,12 +1,13 @@
 """The options that commands share: the global ones, and those of generation with the ancestor's variables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from store.records import SEED_LIMIT, Sampling
 
@@ -32,9 +33,12 @@ _GLOBAL_DEFAULTS: dict[str, Any] = {"db": "results.db", "redis": None, "log_form
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    """Keep a global option's value for the command; after the command's name it wins over before."""
-    if value is not None:
-        ctx.find_root().meta[f"diptych.{param.name}"] = value
+    """Keep a global option's value for the command; after the command's name wins over before, both over variables."""
+    meta, key, name = ctx.find_root().meta, f"diptych.{param.name}", param.name or ""
+    if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+        meta[key] = value
+    elif value is not None:
+        meta.setdefault(key, value)
 
 
 def global_options(function: Command) -> Command:
@@ -48,7 +52,12 @@ def global_options(function: Command) -> Command:
         click.option("--log-format", type=click.Choice(["text", "json"]), **shared, help="Form of log lines.  [text]"),
         click.option("--quiet", is_flag=True, **shared, help="No progress and no log lines, only errors."),
     )
-    return reduce(lambda inner, option: option(inner), reversed(options), function)
+    return decorate(function, options)
+
+
+def decorate(function: Command, options: Iterable[Callable[[Command], Command]]) -> Command:
+    """Apply decorators as if they stood above the function in this order."""
+    return reduce(lambda inner, option: option(inner), reversed(list(options)), function)
 
 
 def pass_globals(function: Command) -> Command:
@@ -118,7 +127,7 @@ def generation_options(function: Command) -> Command:
     def with_settings(*args: Any, **kwargs: Any) -> Any:
         return function(*args, settings=_settings(kwargs), **kwargs)
 
-    return reduce(lambda inner, option: option(inner), reversed(options), with_settings)
+    return decorate(with_settings, options)
 
 
 def _settings(kwargs: dict[str, Any]) -> "Settings":

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobs.queue import JobQueue, Ticket, connect
-from jobs.server import open_server
+from jobs.server import forget_lost_queue, lost_queue, open_server
 from store.database import Database
 from store.jobs import unfinished_jobs
 from store.records import Run
@@ -23,12 +23,13 @@ def open_queue(database: Database, redis_url: str | None) -> Iterator[JobQueue]:
     if redis_url is not None:
         yield JobQueue(connect(redis_url), database.id)
         return
-    with open_server(database.id) as server:
-        queue = JobQueue(server.connection, database.id)
-        if server.set_aside is not None:
-            logger.warning("the queue's log could not be read and was set aside as %s; its tickets are restored from "
-                           "the database", server.set_aside)
-            put_back_all(database, queue)
+    with open_server(database.id) as connection:
+        queue = JobQueue(connection, database.id)
+        if (aside := lost_queue(database.id)) is not None:
+            restored = put_back_all(database, queue)
+            forget_lost_queue(database.id)
+            logger.warning("%s jobs were put back on the queue from the database; the former queue is in %s", restored,
+                           aside)
         yield queue
 
 

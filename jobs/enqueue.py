@@ -10,9 +10,10 @@ from jobs.pairs import draw_pairs, read_pairs_file
 from jobs.plan import plan_jobs
 from jobs.queue import JobQueue, Ticket
 from jobs.seeds import row_seed
+from store.cache import DatabaseCache
 from store.database import Database
 from store.errors import SettingsError
-from store.fingerprint import DatabaseCache, fingerprint
+from store.fingerprint import fingerprint
 from store.records import NewRun, Pair, Run
 from store.runs import create_run
 
@@ -92,7 +93,7 @@ def _new_run(plan: Plan, cache: DatabaseCache) -> NewRun:
         pairs_file=str(request.pairs_file.resolve()) if request.pairs_file else None,
         pairs_sha256=plan.pairs_sha256,
         embeddings_dir=str(settings.embeddings_dir.resolve()),
-        embeddings_fingerprint=fingerprint(inputs.embeddings.files, cache),
+        embeddings_fingerprint=inputs.embeddings.fingerprint(cache),
         weights_dir=str(settings.weights_dir.resolve()),
         model_fingerprint=fingerprint(inputs.checkpoint.files, cache),
         version=facts.pop("diptych"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jobs.delivery import open_queue, put_back
 from jobs.queue import JobQueue
-from jobs.server import is_running
+from jobs.server import running_server
 from store.database import Database
 from store.records import Run
 from store.runs import cancel_run, lift_cancel
@@ -32,7 +32,7 @@ def cancel_run_here(database: Database, redis_url: str | None, run: Run) -> int:
     An embedded server that is not running is left so: the tickets in its log are dropped when a worker meets them.
     """
     cancel_run(database, run.id)
-    if redis_url is None and not is_running(database.id):
+    if redis_url is None and running_server(database.id) is None:
         return 0
     with open_queue(database, redis_url) as queue:
         return queue.drop(run.id)

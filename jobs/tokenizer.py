@@ -61,7 +61,7 @@ class Tokenizer:
     def split(self, ids: Sequence[int], *, opened_thinking: bool) -> Answer:
         """Separate the answer from the thinking; `opened_thinking` says that the prompt ends inside of it.
 
-        Of thinking that never ended, all is thinking and the answer is what stood before it, mostly nothing.
+        Of thinking that never ended, all is thinking and the answer is empty, unless something stood before it.
         """
         stream = self.stream(opened_thinking=opened_thinking)
         text = "".join(map(stream.add, ids)) + stream.end()
@@ -77,7 +77,9 @@ class TextStream:
         self._think, self._end_think = tokenizer.specials.get(THINK), tokenizer.specials.get(END_THINK)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._thought = b""
-        self._trim = False      # newlines stand between the thinking and the answer
+        self._after = False      # there was thinking before this answer
+        self._begun = False      # the answer has more than newlines
+        self._held = ""          # newlines before it, which go when there is thinking
 
     @property
     def thinking(self) -> str:
@@ -87,10 +89,11 @@ class TextStream:
     def add(self, id_: int) -> str:
         """Take one token and return the answer's text that it makes certain, often nothing while the model thinks."""
         if id_ == self._think:
-            self._inside = True
-            return self._answer(self._decoder.decode(b"", final=True))
-        if id_ == self._end_think:
-            self._inside, self._trim = False, self._inside or self._trim
+            text = self._answer(self._decoder.decode(b"", final=True))
+            self._inside, self._held = True, ""
+            return text
+        if id_ == self._end_think and self._inside:
+            self._inside, self._after, self._begun = False, True, False
             return ""
         piece = self._tokenizer.token_bytes(id_)
         if self._inside:
@@ -100,24 +103,27 @@ class TextStream:
 
     def end(self) -> str:
         """Return what was held back, after the last token."""
-        return self._answer(self._decoder.decode(b"", final=True))
+        return self._answer(self._decoder.decode(b"", final=True)) or self._held
 
     def _answer(self, text: str) -> str:
-        if self._trim:
-            text = text.lstrip("\n")
-            self._trim = not text
-        return text
+        if self._begun:
+            return text
+        text, self._held = self._held + text, ""
+        if text.strip("\n"):
+            self._begun = True
+            return text.lstrip("\n") if self._after else text
+        self._held = "" if self._after else text
+        return ""
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """Load the checkpoint's tokenizer; raise WeightsError where it is damaged or not byte-level."""
     file = checkpoint.tokenizer_file
     try:
-        content = file.read_text(encoding="utf-8")
-        backend = tokenizers.Tokenizer.from_str(content)
-    except Exception as error:      # noqa: BLE001 - the package raises plain Exception for whatever it cannot read
+        backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:      # the package raises plain Exception for whatever it cannot read
         raise WeightsError(f"{file}: expected a tokenizer, found {error}; download it again") from None
-    if not _byte_level(json.loads(content).get("decoder")):
+    if backend.decoder is None or not _byte_level(json.loads(backend.decoder.__getstate__())):
         raise WeightsError(f"{file}: expected a byte-level tokenizer, as GLM-4.6V has, found another kind; "
                            "is it the file of the same model?")
     if backend.id_to_token(checkpoint.image_token_id) is None:

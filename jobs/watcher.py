@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# Names inside the server's folder, which is the watcher's and the server's current folder: no path to quote.
+# Names inside the server's folder, which is the watcher's and the server's current folder.
 CLIENTS_LOCK = Path("clients.lock")      # shared by every client for as long as it uses the server
 WATCHER_LOCK = Path("watcher.lock")      # held by the one watcher
 SERVER_LOCK = Path("server.lock")        # held by the server, which inherits the open file: free when it is dead
@@ -28,8 +28,8 @@ STOP_LIMIT = 8.0        # seconds for a clean end; the server is gone within 10 
 LOG_LIMIT = 1_000_000   # bytes; a longer log is begun anew
 
 OPTIONS = (
-    "--port", "0", "--unixsocket", str(SOCKET), "--unixsocketperm", "700", "--dir", ".", "--daemonize", "no",
-    "--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction",
+    "--port", "0", "--unixsocketperm", "700", "--dir", ".", "--daemonize", "no", "--appendonly", "yes",
+    "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction",
 )
 JOURNALS = (Path("appendonlydir"), Path("appendonly.aof"))      # where Valkey and Redis 7, and where Redis 6 keeps it
 
@@ -48,8 +48,8 @@ def try_lock(path: Path, kind: int = fcntl.LOCK_EX) -> int | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Say whether another holds the lock."""
-    descriptor = try_lock(path)
+    """Say whether another holds the lock for itself."""
+    descriptor = try_lock(path, fcntl.LOCK_SH)
     if descriptor is None:
         return True
     os.close(descriptor)
@@ -74,12 +74,12 @@ def start_server(binary: str) -> None:
     if lock is None:
         raise SystemExit("another server has just started in this folder")
     SOCKET.unlink(missing_ok=True)
+    # The whole path, so that a list of processes tells whose server it is.
+    command = [binary, *OPTIONS, "--unixsocket", str(SOCKET.absolute())]
     mode = "wb" if LOG.exists() and LOG.stat().st_size > LOG_LIMIT else "ab"
     with LOG.open(mode) as log:
-        process = subprocess.Popen(
-            [binary, *OPTIONS], stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock,),
-            start_new_session=True,
-        )
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock,),
+                                   start_new_session=True)
     PID.write_text(str(process.pid))
     os.close(lock)
 

@@ -63,6 +63,12 @@ class ImageConfig:
     merge_size: int
     mean: tuple[float, float, float]      # RGB
     std: tuple[float, float, float]
+    largest_side: int             # pixels; what size.longest_edge allows, for whoever asks for more than `side`
+
+    @property
+    def unit(self) -> int:
+        """Return what a side is a multiple of: the pixels of a merge cell."""
+        return self.patch_size * self.merge_size
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -227,21 +233,22 @@ def read_image_config(preprocessor: Section, vision: VisionConfig) -> ImageConfi
         if preprocessor.integer(key, size) != size:
             raise preprocessor.wrong(key, f"config.json's {size}")
     std = preprocessor.numbers("image_std", IMAGE_STD)
+    side, largest_side = _sides(preprocessor.section("size", optional=True), vision)
     if min(std) <= 0:
         raise preprocessor.wrong("image_std", "numbers above 0")
     return ImageConfig(
-        side=_side(preprocessor.section("size", optional=True), vision), patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size, merge_size=vision.merge_size,
-        mean=preprocessor.numbers("image_mean", IMAGE_MEAN), std=std,
+        side=side, patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.merge_size, mean=preprocessor.numbers("image_mean", IMAGE_MEAN), std=std,
+        largest_side=largest_side,
     )
 
 
-def _side(size: Section, vision: VisionConfig) -> int:
-    """Choose the side of a square image in pixels; `size` counts the pixels of two frames."""
+def _sides(size: Section, vision: VisionConfig) -> tuple[int, int]:
+    """Choose the side of a square image in pixels, and the largest possible; `size` counts the pixels of two frames."""
     unit, frames = vision.patch_size * vision.merge_size, vision.temporal_patch_size
     most = math.isqrt(size.integer("longest_edge", LONGEST_EDGE, limit=2**53) // frames)
     least = math.ceil(math.sqrt(size.integer("shortest_edge", 1, limit=2**53) / frames))
     side = max(min(most, LARGEST_SIDE) // unit * unit, math.ceil(least / unit) * unit)
     if not unit <= side <= most:
         raise size.wrong("longest_edge", f"room for a side that is a multiple of {unit} and has {least} pixels or more")
-    return side
+    return side, most // unit * unit

@@ -13,8 +13,8 @@ from typing import Self, TypeVar
 from sqlalchemy import URL, Engine, QueuePool, create_engine, event, exc, make_url, select
 from sqlalchemy.engine import Connection
 
+from store import migrations
 from store.errors import DatabaseError
-from store.migrations import MIGRATIONS, migrate, read_version
 from store.schema import meta
 from store.sqlite import advice, connect, locked, tidy
 
@@ -77,29 +77,29 @@ class Database:
 
     def prepare(self, *, create: bool) -> None:
         """Check what is there, make what is missing, take the migrations that are due, and read the database's id."""
-        if self._read_version() < len(MIGRATIONS):
+        if self._read_version() < len(migrations.MIGRATIONS):
             with self._lock():      # whoever makes it at this moment has done so when the lock is free
                 version = self._read_version()
             if version == 0 and not create:
                 raise _missing(self.location)
             with self.write() as connection:
-                migrate(connection)
+                migrations.migrate(connection)
         with self.read() as connection:
             self.id = connection.execute(select(meta.c.value).where(meta.c.key == "id")).scalar_one()
 
     def _read_version(self) -> int:
         """Return the schema's version, 0 for an empty database; refuse what is not ours or newer."""
         with self.read() as connection:
-            version = read_version(connection)
+            version = migrations.read_version(connection)
         if version is None:
             raise DatabaseError(
                 f"{self.location}: expected a database of diptych or an empty one, found another program's tables; "
                 "give another --db (nothing was changed)"
             )
-        if version > len(MIGRATIONS):
+        if version > (known := len(migrations.MIGRATIONS)):
             raise DatabaseError(
-                f"{self.location}: expected a database of schema version {len(MIGRATIONS)} or older, found version "
-                f"{version}; update diptych, or give another --db (nothing was changed)"
+                f"{self.location}: expected a database of schema version {known} or older, found version {version}, "
+                "of a newer diptych; update this one, or give another --db (nothing was changed)"
             )
         return version
 
@@ -151,6 +151,19 @@ def open_database(location: str, *, create: bool) -> Database:
         database.close()
         raise
     return database
+
+
+def database_exists(location: str) -> bool:
+    """Say whether there is something to open at a path; a server's database counts as there. Raises DatabaseError."""
+    url = _parse(location)
+    if url.get_backend_name() != "sqlite":
+        return True
+    try:
+        return _sqlite_path(url).stat().st_size > 0
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True      # opening it says what is wrong
 
 
 def batched(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:

@@ -17,7 +17,7 @@ PARQUET_ROWS = 10_000      # rows of a row group
 
 _PARQUET_TYPES = {
     "position": "int64", "idx_a": "int64", "idx_b": "int64", "prompt_tokens": "int64", "generated_tokens": "int64",
-    "seed": "int64", "do_sample": "bool_", "temperature": "float64", "top_k": "int64", "top_p": "float64",
+    "seed": "int64", "do_sample": "int64", "temperature": "float64", "top_k": "int64", "top_p": "float64",
     "repetition_penalty": "float64", "max_tokens": "int64", "batch_size": "int64", "attempt": "int64",
 }      # every other column is text
 

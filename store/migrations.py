@@ -11,8 +11,10 @@ from store.schema import insert_into, meta
 Migration = Callable[[Connection], None]
 
 _WORDS = {
-    "sqlite": dict(integer="INTEGER", real="REAL", blob="BLOB", rows="STRICT", keyed="STRICT, WITHOUT ROWID"),
-    "postgresql": dict(integer="BIGINT", real="DOUBLE PRECISION", blob="BYTEA", rows="", keyed=""),
+    "sqlite": {
+        "integer": "INTEGER", "real": "REAL", "blob": "BLOB", "rows": "STRICT", "keyed": "STRICT, WITHOUT ROWID",
+    },
+    "postgresql": {"integer": "BIGINT", "real": "DOUBLE PRECISION", "blob": "BYTEA", "rows": "", "keyed": ""},
 }
 _CREATION_LOCK = 0x64697074796368      # "diptych": PostgreSQL's advisory lock while the schema changes
 

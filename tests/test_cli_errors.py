@@ -46,8 +46,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     (b"0,99999999999999999999\n", "line 1"),
     (b"0,1\x00\n", "line 1"),
     (b"0,1\n\xff\xfe,1\n", "line 2"),
-    (b"", "no pairs"),
-    (b"# nothing but a comment\n", "no pairs"),
+    (b"", "found none"),
+    (b"# nothing but a comment\n", "found none"),
 ])
 def test_a_pairs_file_that_is_wrong_is_refused_with_file_and_line(
     capsys: pytest.CaptureFixture[str], content: bytes, expected: str

@@ -1,6 +1,5 @@
 """What this machine has for a run, and what to mend. It starts no server and changes nothing."""
 
-import hashlib
 import platform
 import sqlite3
 import subprocess
@@ -10,11 +9,12 @@ from pathlib import Path
 
 from jobs.environment import chip, mask_passwords, package_version
 from jobs.queue import connect
-from jobs.server import is_running, server_binary
+from jobs.server import find_binary, running_server
 from store.checkpoint import Checkpoint, open_checkpoint
 from store.database import database_exists, open_database
 from store.embeddings import open_embeddings
 from store.errors import DiptychError
+from store.fingerprint import full_hash
 from store.runs import list_runs
 from workers.device import device_name, memory_limit
 
@@ -115,8 +115,8 @@ def _queue(patient: Patient) -> Finding:
     running = "not running now"
     if database_exists(patient.db):
         with open_database(patient.db, create=False) as database:
-            running = "running" if is_running(database.id) else running
-    return Finding("queue", f"embedded server: {server_binary()}, {running}")
+            running = "running" if running_server(database.id) else running
+    return Finding("queue", f"embedded server: {find_binary()}, {running}")
 
 
 def _weights(patient: Patient) -> Finding:
@@ -163,12 +163,12 @@ def _verify(patient: Patient) -> Iterator[Finding]:
 def _verify_embeddings(patient: Patient) -> Finding:
     embeddings = open_embeddings(patient.embeds, hidden=open_checkpoint(patient.weights).text.hidden_size)
     embeddings.check_finite(range(len(embeddings.filenames)))
-    return Finding("every embedding", f"finite; embeddings.bin sha256 {_sha256(patient.embeds / 'embeddings.bin')}")
+    return Finding("every embedding", f"finite; embeddings.bin sha256 {full_hash(patient.embeds / 'embeddings.bin')}")
 
 
 def _verify_file(folder: Path, file: Path) -> Finding:
     """Hash a file, and compare with what `hf download` noted beside it: the etag of a big file is its sha256."""
-    found, expected = _sha256(file), _downloaded_sha256(folder, file)
+    found, expected = full_hash(file), _downloaded_sha256(folder, file)
     verdict = "as downloaded" if found == expected else "nothing to compare with" if expected is None else "CHANGED"
     mend = f"expected sha256 {expected}: download the file again" if verdict == "CHANGED" else None
     return Finding(file.name, f"sha256 {found}, {verdict}", mend)
@@ -179,7 +179,3 @@ def _downloaded_sha256(folder: Path, file: Path) -> str | None:
     lines = note.read_text(errors="replace").splitlines() if note.is_file() else []
     return lines[1] if len(lines) > 1 and len(lines[1]) == 64 else None
 
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.inputs import Inputs, Settings, open_inputs
+from store.cache import DatabaseCache
 from store.database import Database
 from store.errors import DiptychError, EmbeddingsError, WeightsError
-from store.fingerprint import DatabaseCache, fingerprint
+from store.fingerprint import fingerprint
 from store.records import Run
 from workers.engine import Engine
 from workers.model.load import load_text_model
@@ -61,7 +62,7 @@ class Session:
         cache = DatabaseCache(self._database)
         _expect(fingerprint(inputs.checkpoint.files, cache), run.model_fingerprint, WeightsError,
                 f"{inputs.checkpoint.folder}: the checkpoint is not the one that run {run.id} was enqueued with")
-        _expect(fingerprint(inputs.embeddings.files, cache), run.embeddings_fingerprint, EmbeddingsError,
+        _expect(inputs.embeddings.fingerprint(cache), run.embeddings_fingerprint, EmbeddingsError,
                 f"{inputs.embeddings.folder}: the embeddings are not those that run {run.id} was enqueued with")
 
 

@@ -41,7 +41,7 @@ class OnePair:
         inputs, pair = self._inputs, self.pair
         row = Row(0, inputs.embeddings.read(pair.idx_a), inputs.embeddings.read(pair.idx_b), self.seed)
         engine = Engine(load_text_model(inputs.checkpoint), inputs.checkpoint.eos_token_ids)
-        text = inputs.tokenizer.stream()
+        text = inputs.tokenizer.stream(opened_thinking=inputs.prompt.opened_thinking)
         for step in engine.generate(inputs.prompt, [row], self._settings.sampling):
             for token in step:
                 yield text.add(token.id)
@@ -110,7 +110,7 @@ def _replay(session: Session, run: Run, recorded: Comparison, pairs: Sequence[Pa
     rows = [Row(pair.position, read(pair.idx_a), read(pair.idx_b), pair.seed) for pair in pairs]
     steps = loaded.engine.generate(loaded.inputs.prompt, rows, run.sampling)
     tokens = tuple(token.id for step in steps for token in step if token.key == recorded.position)
-    answer = loaded.inputs.tokenizer.split(tokens, prompt_opened_thinking=loaded.inputs.prompt.opened_thinking)
+    answer = loaded.inputs.tokenizer.split(tokens, opened_thinking=loaded.inputs.prompt.opened_thinking)
     return Replay(recorded.token_ids, tokens, recorded.text, answer.text, len(rows))
 
 

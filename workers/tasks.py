@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
+from store.clock import now
 from store.database import Database
 from store.errors import EmbeddingsError
 from store.jobs import done_positions, finish_job, read_pairs, release_job, start_job
 from store.records import Comparison, FinishReason, Pair, Run
 from store.results import record_results
-from store.runs import find_run
+from store.runs import find_run, is_cancelled
 from workers.engine import Row
 from workers.report import Reporter
 from workers.session import Loaded, Session
@@ -97,7 +97,7 @@ def make_cancel_check(database: Database, run_id: str) -> Callable[[], bool]:
         if time.monotonic() - asked < CANCEL_EVERY:
             return False
         asked = time.monotonic()
-        return find_run(database, run_id).state == "cancelled"
+        return is_cancelled(database, run_id)
 
     return cancelled
 
@@ -112,7 +112,7 @@ class Slice:
     pairs: list[Pair]
     attempt: int
     final: set[int]                  # positions that need no result any more; computed with the others all the same
-    started_at: str = field(default_factory=lambda: now())
+    started_at: str = field(default_factory=now)
     tokens: dict[int, list[int]] = field(default_factory=dict)
     finished: list[Comparison] = field(default_factory=list)
     recorded: float = field(default_factory=time.monotonic)
@@ -148,7 +148,7 @@ class Slice:
         if pair.position in self.final:
             return
         ids, prompt = tuple(self.tokens.get(pair.position, ())), self.loaded.inputs.prompt
-        answer = self.loaded.inputs.tokenizer.split(ids, prompt_opened_thinking=prompt.opened_thinking)
+        answer = self.loaded.inputs.tokenizer.split(ids, opened_thinking=prompt.opened_thinking)
         result = Comparison(
             position=pair.position, status="failed" if error else "done", text=answer.text, thinking=answer.thinking,
             finish_reason=finish_reason, token_ids=ids, prompt_tokens=len(prompt.token_ids), seed=pair.seed,
@@ -169,7 +169,3 @@ class Slice:
             record_results(self.place.database, self.run.id, self.finished)
         self.finished, self.recorded = [], time.monotonic()
 
-
-def now() -> str:
-    """Return the time as the database writes it: ISO 8601, UTC, milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,9 +1,9 @@
 """From a checked checkpoint to a model with its weights. Each half reads its own tensors and never the other's."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 from mlx import nn
@@ -11,51 +11,47 @@ from mlx.utils import tree_flatten
 
 from store.checkpoint import Checkpoint, VisionConfig
 from store.errors import WeightsError
+from store.weights import hf_name, packing_of
 from workers.model.text import TextModel
 from workers.model.vision import VisionModel
 
 Weights = dict[str, mx.array]
-Names = Sequence[tuple[str, str]]      # beginning of a tensor's name in the files, and in the model
 
-TEXT_NAMES: Names = (
-    ("model.language_model.", ""), ("lm_head.", "lm_head."),                         # Hugging Face
-    ("language_model.model.", ""), ("language_model.lm_head.", "lm_head."),          # mlx-community
-)
-VISION_NAMES: Names = (("model.visual.", ""), ("vision_tower.", ""))
+# The beginning of a tensor's name, as Hugging Face has it, and in the model here.
+TEXT = {"model.language_model.": "", "lm_head.": "lm_head."}
+VISION = {"model.visual.": ""}
 BUFFERS = ".inv_freq"      # computed here, but stored by older exports
 
 
 def load_text_model(checkpoint: Checkpoint) -> TextModel:
     """Load the decoder; raise WeightsError naming a tensor that is missing, unknown or of a wrong shape."""
     model = TextModel(checkpoint.text)
-    weights = sanitize(_read(checkpoint, TEXT_NAMES), TEXT_NAMES)
+    names = sanitize(checkpoint.tensors, TEXT)
     if checkpoint.text.tie_word_embeddings:
-        weights = {path: array for path, array in weights.items() if not path.startswith("lm_head.")}
-    _quantize(model, weights, checkpoint, TEXT_NAMES)
-    _fill(model, weights, checkpoint.folder)
+        names = {path: name for path, name in names.items() if not path.startswith("lm_head.")}
+    _quantize(model, names, checkpoint)
+    _fill(model, _read(checkpoint, names), checkpoint.folder)
     return model
 
 
 def load_vision_model(checkpoint: Checkpoint) -> VisionModel:
     """Load the vision tower; raise WeightsError naming a tensor that is missing, unknown or of a wrong shape."""
     model = VisionModel(checkpoint.vision)
-    weights = flatten_convolutions(sanitize(_read(checkpoint, VISION_NAMES), VISION_NAMES), checkpoint.vision)
-    _quantize(model, weights, checkpoint, VISION_NAMES)
-    _fill(model, weights, checkpoint.folder)
+    names = sanitize(checkpoint.tensors, VISION)
+    _quantize(model, names, checkpoint)
+    _fill(model, flatten_convolutions(_read(checkpoint, names), checkpoint.vision), checkpoint.folder)
     return model
 
 
-def sanitize(weights: Weights, names: Names) -> Weights:
-    """Give tensors of one half of the model their names in it; leave out all others."""
-    renamed = {_path(name, names): array for name, array in weights.items()}
-    return {path: array for path, array in renamed.items() if path is not None and not path.endswith(BUFFERS)}
-
-
-def _path(name: str, names: Names) -> str | None:
-    for in_files, in_model in names:
-        if name.startswith(in_files):
-            return in_model + name.removeprefix(in_files)
-    return None
+def sanitize(names: Iterable[str], half: Mapping[str, str]) -> dict[str, str]:
+    """Map the paths of one half of the model to the names of its tensors in the files; leave out the other half's."""
+    paths = {}
+    for name in names:
+        full = hf_name(name)
+        beginning = next((beginning for beginning in half if full.startswith(beginning)), None)
+        if beginning is not None and not full.endswith(BUFFERS):
+            paths[half[beginning] + full.removeprefix(beginning)] = name
+    return paths
 
 
 def flatten_convolutions(weights: Weights, config: VisionConfig) -> Weights:
@@ -77,39 +73,30 @@ def flatten_convolutions(weights: Weights, config: VisionConfig) -> Weights:
     return weights | flat
 
 
-def _read(checkpoint: Checkpoint, names: Names) -> Weights:
-    """Open this half's tensors, by their names in the files; none is read from disk before it is evaluated."""
-    files: dict[Path, list[str]] = defaultdict(list)
-    for name, tensor in checkpoint.tensors.items():
-        if _path(name, names) is not None:
-            files[tensor.file].append(name)
+def _read(checkpoint: Checkpoint, names: Mapping[str, str]) -> Weights:
+    """Open tensors under the paths that they have in the model; none is read from disk before it is evaluated."""
+    files: dict[Path, dict[str, str]] = defaultdict(dict)
+    for path, name in names.items():
+        files[checkpoint.tensors[name].file][path] = name
     weights: Weights = {}
     for file, wanted in files.items():
         tensors = mx.load(str(file), format="safetensors")
         assert isinstance(tensors, dict)
-        weights |= {name: tensors[name] for name in wanted}
+        weights |= {path: tensors[name] for path, name in wanted.items()}
     return weights
 
 
-def _quantize(model: nn.Module, weights: Weights, checkpoint: Checkpoint, names: Names) -> None:
-    """Put quantized layers where the files have scales, as config.json says: in general, or for a path of its own."""
-    if not any(path.endswith(".scales") for path in weights):
-        return
-    settings = checkpoint.quantization
-    if settings is None:
-        raise WeightsError(f"{checkpoint.folder}: found quantized tensors, expected `quantization` (group_size, bits) "
-                           "in config.json; download config.json again")
-    own = {_path(f"{name}.", names): value for name, value in settings.items() if isinstance(value, dict)}
-
-    def chosen(path: str, _: nn.Module) -> bool | dict[str, Any]:
-        return own.get(f"{path}.", True) if f"{path}.scales" in weights else False
-
+def _quantize(model: nn.Module, names: Mapping[str, str], checkpoint: Checkpoint) -> None:
+    """Put quantized layers where the files have scales, each packed as config.json says of it."""
+    packings = {
+        path.removesuffix(".scales"): asdict(packing_of(checkpoint.quantization or {}, name.removesuffix(".scales")))
+        for path, name in names.items() if path.endswith(".scales")
+    }
     try:
-        nn.quantize(model, settings["group_size"], settings["bits"], mode=settings.get("mode", "affine"),
-                    class_predicate=chosen)
-    except (KeyError, ValueError, TypeError) as error:
-        raise WeightsError(f"{checkpoint.folder}: expected group_size, bits and mode of MLX in config.json's "
-                           f"`quantization`, found {settings}: {error}") from None
+        nn.quantize(model, class_predicate=lambda path, _: packings.get(path, False))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{checkpoint.folder}: config.json's `quantization` does not fit the tensors: {error}; "
+                           "download it again") from None
 
 
 def _fill(model: nn.Module, weights: Weights, folder: Path) -> None:
@@ -118,7 +105,7 @@ def _fill(model: nn.Module, weights: Weights, folder: Path) -> None:
     for path in sorted(expected.keys() | weights.keys()):
         want, found = (f"shape {tree[path].shape}" if path in tree else "none" for tree in (expected, weights))
         if want != found:
-            raise WeightsError(f"{folder}: tensor {path}: expected {want}, found {found}; download the checkpoint again")
+            raise WeightsError(f"{folder}: tensor {path}: expected {want}, found {found}; download it again")
     dtype = _compute_dtype(weights)
     model.load_weights([(path, _cast(array, dtype)) for path, array in weights.items()])
     mx.eval(model.parameters())

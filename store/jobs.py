@@ -1,0 +1,104 @@
+"""Jobs: which are unfinished, what is in them, who works at them and how fast. They know nothing of the queue."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, func, select, update
+
+from store.clock import now
+from store.database import Database
+from store.errors import RunError
+from store.records import Pair
+from store.schema import jobs, pairs, results, runs
+
+_LAST = 20      # jobs whose seconds make the rate: enough to be steady, few enough to follow a change of machine
+
+
+@dataclass(frozen=True, slots=True)
+class JobCounts:
+    """How many jobs of a run wait, and how many somebody works at."""
+
+    queued: int
+    running: int
+
+
+def unfinished_jobs(db: Database, run_id: str, *, retry_failed: bool = False) -> list[int]:
+    """Return the jobs, ascending, that hold a pair without a row (or, with `retry_failed`, without a done one)."""
+    row = (results.c.run_id == pairs.c.run_id) & (results.c.position == pairs.c.position)
+    missing: ColumnElement[bool] = results.c.position.is_(None)
+    if retry_failed:
+        missing = missing | (results.c.status == "failed")
+    planned = select(pairs.c.job).distinct().select_from(pairs.outerjoin(results, row))
+    with db.read() as connection:
+        return list(connection.scalars(planned.where(pairs.c.run_id == run_id, missing).order_by(pairs.c.job)))
+
+
+def read_pairs(db: Database, run_id: str, job: int) -> list[Pair]:
+    """Return the pairs of a job in order of position; none for a job that is not planned."""
+    columns = (pairs.c.position, pairs.c.idx_a, pairs.c.idx_b, pairs.c.seed, pairs.c.job)
+    # The positions first: asked for all at once, SQLite walks through the whole run instead of the index by job.
+    positions = select(pairs.c.position).where(pairs.c.run_id == run_id, pairs.c.job == job)
+    planned = select(*columns).where(pairs.c.run_id == run_id, pairs.c.position.in_(positions))
+    with db.read() as connection:
+        return [Pair(*row) for row in connection.execute(planned.order_by(pairs.c.position))]
+
+
+def done_positions(db: Database, run_id: str, job: int) -> set[int]:
+    """Return the positions of a job whose rows are final; a failed row is not, a later success replaces it."""
+    row = (results.c.run_id == pairs.c.run_id) & (results.c.position == pairs.c.position)
+    done = select(pairs.c.position).select_from(pairs.join(results, row)).where(
+        pairs.c.run_id == run_id, pairs.c.job == job, results.c.status == "done"
+    )
+    with db.read() as connection:
+        return set(connection.scalars(done))
+
+
+def start_job(db: Database, run_id: str, job: int, worker: str) -> int:
+    """Mark a job as running and return the number of this attempt, from 1. Raises RunError for a job not planned."""
+    begun: dict[str, Any] = {
+        "attempts": jobs.c.attempts + 1, "worker": worker, "started_at": now(), "finished_at": None, "seconds": None,
+    }
+    with db.write() as connection:
+        started = update(jobs).where(_is(run_id, job)).values(begun)
+        attempt: int | None = connection.scalar(started.returning(jobs.c.attempts))
+        if attempt is None:
+            raise RunError(f"{db.location}: expected job {job} of run {run_id!r} to be planned, found no such job")
+        started_at = func.coalesce(runs.c.started_at, begun["started_at"])
+        connection.execute(update(runs).where(runs.c.id == run_id).values(started_at=started_at))
+    return attempt
+
+
+def finish_job(db: Database, run_id: str, job: int, seconds: float) -> None:
+    """Mark a job as done, after `seconds` of work on all its pairs."""
+    with db.write() as connection:
+        connection.execute(update(jobs).where(_is(run_id, job)).values(finished_at=now(), seconds=seconds))
+
+
+def release_job(db: Database, run_id: str, job: int) -> None:
+    """Mark a job that was not finished as queued again; its attempts still count."""
+    unfinished = _is(run_id, job) & jobs.c.finished_at.is_(None)
+    with db.write() as connection:
+        connection.execute(update(jobs).where(unfinished).values(worker=None, started_at=None))
+
+
+def job_counts(db: Database, run_id: str) -> JobCounts:
+    """Count the jobs of a run that wait, and those that run: a killed worker's too, until it is taken up again."""
+    queued = func.coalesce(func.sum(case((jobs.c.started_at.is_(None), 1), else_=0)), 0)
+    unfinished = select(queued, func.count()).where(jobs.c.run_id == run_id, jobs.c.finished_at.is_(None))
+    with db.read() as connection:
+        waiting, total = connection.execute(unfinished).one()
+    return JobCounts(int(waiting), total - int(waiting))
+
+
+def rate(db: Database, run_id: str) -> float | None:
+    """Return comparisons a minute of one worker, from the last jobs that finished; None before the first."""
+    finished = select(jobs.c.size, jobs.c.seconds).where(jobs.c.run_id == run_id, jobs.c.finished_at.is_not(None))
+    with db.read() as connection:
+        last = connection.execute(finished.order_by(jobs.c.finished_at.desc()).limit(_LAST)).all()
+    seconds = sum(job.seconds for job in last)
+    return 60 * sum(job.size for job in last) / seconds if seconds else None
+
+
+def _is(run_id: str, job: int) -> ColumnElement[bool]:
+    """Say that a row is this job's."""
+    return (jobs.c.run_id == run_id) & (jobs.c.job == job)

@@ -1,0 +1,91 @@
+"""docker-compose.yml: a queue with a password that only this machine reaches, a worker with a database of its own."""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+
+from jobs.server import find_binary
+
+ROOT = Path(__file__).parent.parent
+PASSWORD = "right-one"      # of a server that lives for one test
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def queue(compose: dict[str, Any]) -> Iterator[Path]:
+    """The socket of a real server, started with the very options of the file."""
+    command = compose["services"]["queue"]["command"]
+    program, *options = (PASSWORD if "DIPTYCH_REDIS_PASSWORD" in word else word for word in command)
+    assert program == "valkey-server"
+    with tempfile.TemporaryDirectory(prefix="dt-", dir="/tmp") as folder:
+        path = Path(folder) / "s"
+        here = ["--port", "0", "--unixsocket", str(path), "--dir", folder]
+        with subprocess.Popen([find_binary(), *options, *here], stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout
+            next(line for line in server.stdout if "Ready to accept connections" in line)
+            yield path
+            server.terminate()
+            server.stdout.read()
+
+
+def test_the_queue_asks_for_the_password_and_keeps_every_job(queue: Path) -> None:
+    with redis.Redis(unix_socket_path=str(queue)) as stranger, pytest.raises(redis.AuthenticationError):
+        stranger.ping()
+    with redis.Redis(unix_socket_path=str(queue), password=PASSWORD) as known:
+        settings = known.config_get("appendonly", "appendfsync", "maxmemory-policy")
+
+    assert settings == {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+
+
+def test_the_password_must_be_set_and_is_written_nowhere(compose: dict[str, Any]) -> None:
+    queue, worker = compose["services"]["queue"], compose["services"]["worker"]
+    password = queue["command"][queue["command"].index("--requirepass") + 1]
+
+    assert re.fullmatch(r"\$\{DIPTYCH_REDIS_PASSWORD:\?[^}]+\}", password)
+    assert set(queue["environment"].values()) == {password}
+    assert worker["environment"]["DIPTYCH_REDIS_URL"] == "redis://:${DIPTYCH_REDIS_PASSWORD}@queue:6379/0"
+
+
+def test_only_this_machine_reaches_a_port(compose: dict[str, Any]) -> None:
+    ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
+
+    assert ports == ["127.0.0.1:6379:6379"]
+
+
+def test_the_queue_outlives_its_container(compose: dict[str, Any]) -> None:
+    assert compose["services"]["queue"]["volumes"] == ["queue:/data"]
+    assert "queue" in compose["volumes"]
+
+
+def test_the_worker_starts_only_when_asked_for(compose: dict[str, Any]) -> None:
+    assert compose["services"]["worker"]["profiles"] == ["worker"]
+
+
+def test_the_worker_writes_its_database_to_a_volume_and_nothing_to_the_host(compose: dict[str, Any]) -> None:
+    worker = compose["services"]["worker"]
+    mounts = [mount for mount in worker["volumes"] if not isinstance(mount, str)]
+
+    assert worker["environment"]["DIPTYCH_DB"] == "/data/results.db"
+    assert [mount for mount in worker["volumes"] if isinstance(mount, str)] == ["results:/data"]
+    assert "results" in compose["volumes"]
+    assert {mount["target"] for mount in mounts} == {"/embeddings", "/weights"}
+    assert all(mount["type"] == "bind" and mount["read_only"] for mount in mounts)
+
+
+def test_the_workers_image_copies_all_that_its_installation_needs(compose: dict[str, Any]) -> None:
+    recipe = compose["services"]["worker"]["build"]["dockerfile_inline"]
+    copied = {word for line in re.findall(r"^COPY (.*) \S+$", recipe, re.MULTILINE) for word in line.split()}
+
+    assert copied == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "cli", "jobs", "store", "workers"}
+    assert all((ROOT / name).exists() for name in copied)

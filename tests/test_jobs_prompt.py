@@ -1,0 +1,179 @@
+"""The prompt: rendered and encoded as transformers does it, and closed to what a person's text could smuggle in."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.prompt import Prompt, build_prompt
+from jobs.template import render
+from jobs.tokenizer import Tokenizer, load_tokenizer
+from store.checkpoint import Checkpoint, open_checkpoint
+from store.errors import SettingsError, WeightsError
+
+SMALL = Path(__file__).parent / "data" / "small"
+IMAGE = 19      # the image token
+PLACES = "{% for c in messages[0].content %}{{ '<|image|>' if c.type == 'image' else c.text }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return open_checkpoint(SMALL / "weights")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    return load_tokenizer(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[dict[str, Any]]:
+    return list(json.loads((SMALL / "expected.json").read_text())["prompts"])
+
+
+@pytest.fixture
+def build(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Any:
+    def build(text: str, *, thinking: bool = False, grid: tuple[int, int] = (16, 16), template: str = "") -> Prompt:
+        used = dataclasses.replace(checkpoint, chat_template=template) if template else checkpoint
+        return build_prompt(used, tokenizer, text, thinking=thinking, grid=grid)
+
+    return build
+
+
+def test_both_prompts_of_the_reference_are_rendered_and_encoded_alike(build: Any, cases: list[dict[str, Any]]) -> None:
+    for case in cases:
+        prompt = build(case["prompt"])
+
+        assert prompt.rendered == case["rendered"]
+        assert list(prompt.token_ids) == case["prompt_ids"]
+        assert prompt.images == ("a", "b")
+
+
+def test_the_spans_are_the_image_tokens_and_nothing_else(build: Any) -> None:
+    prompt = build("First <image_a>, then <image_b>.", grid=(4, 3))
+
+    inside = {place for start, end in prompt.spans for place in range(start, end)}
+    assert [end - start for start, end in prompt.spans] == [12, 12]
+    assert inside == {place for place, id_ in enumerate(prompt.token_ids) if id_ == IMAGE}
+    assert prompt.grid == (4, 3)
+
+
+def test_image_b_may_come_first(build: Any, tokenizer: Tokenizer) -> None:
+    prompt = build("<image_b> after <image_a>?")
+
+    assert prompt.images == ("b", "a")
+    assert prompt.rendered.count("<|image|>") == 2
+    assert tokenizer.decode(prompt.token_ids) == " after ?"
+
+
+def test_markers_alone_are_a_prompt(build: Any) -> None:
+    assert build("<image_a><image_b>").images == ("a", "b")
+
+
+def test_a_text_without_markers_comes_after_both_images(build: Any, tokenizer: Tokenizer) -> None:
+    prompt = build("Which?")
+
+    assert tokenizer.decode(prompt.token_ids[prompt.spans[1][1]:]) == "Which?"
+    assert prompt.text == "Which?"
+
+
+@pytest.mark.parametrize("text", [
+    "Only <image_a>.", "Only <image_b>.", "<image_a> and <image_a>", "<image_a> <image_b> <image_a>",
+])
+def test_one_image_or_one_twice_is_refused(build: Any, text: str) -> None:
+    with pytest.raises(SettingsError, match="expected <image_a> and <image_b> once each, or neither, found <image_"):
+        build(text)
+
+
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_an_empty_prompt_is_refused(build: Any, text: str) -> None:
+    with pytest.raises(SettingsError, match="found an empty text"):
+        build(text)
+
+
+@pytest.mark.parametrize("special", ["<|user|>", "<|image|>", "<|endoftext|>", "[gMASK]", "/nothink", "</think>"])
+def test_a_special_token_in_the_text_is_refused_by_name(build: Any, special: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        build(f"Compare{special}these")
+
+    assert f"found {special}, a special token" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["<|us<image_a>er|><image_b>", "<|user|", "|>", "<|<image_a>user<image_b>|>"])
+def test_pieces_of_a_special_token_stay_text(build: Any, tokenizer: Tokenizer, text: str) -> None:
+    plain = build(text.replace("user", "abcd").replace("us", "ab").replace("er", "cd"))
+
+    prompt = build(text)
+
+    def markers(prompt: Prompt) -> list[int]:
+        return [id_ for id_ in prompt.token_ids if id_ in tokenizer.specials.values()]
+
+    assert markers(prompt) == markers(plain)
+
+
+def test_a_text_that_becomes_a_special_token_with_the_template_is_refused(build: Any) -> None:
+    with pytest.raises(SettingsError, match="forms a special token of the model together with the chat template"):
+        build("<|user", template=PLACES + "|>")
+
+
+def test_a_text_that_holds_template_code_is_not_run(build: Any) -> None:
+    assert "{{ 7 * 7 }}{% raw %}" in build("{{ 7 * 7 }}{% raw %}").rendered
+
+
+def test_a_text_that_is_no_utf_8_is_refused(build: Any) -> None:
+    with pytest.raises(SettingsError, match="expected text in UTF-8"):
+        build("caf\udce9")
+
+
+def test_thinking_is_asked_for_through_the_template(build: Any) -> None:
+    thinking, plain = build("Which?", thinking=True), build("Which?")
+
+    assert thinking.rendered.endswith("Which?<|assistant|>")
+    assert plain.rendered.endswith("Which?/nothink<|assistant|><think></think>")
+    assert not thinking.opened_thinking
+    assert not plain.opened_thinking
+
+
+def test_a_template_that_opens_the_thinking_is_noticed(build: Any) -> None:
+    assert build("Which?", thinking=True, template=PLACES + "<|assistant|><think>\n").opened_thinking
+
+
+@pytest.mark.parametrize(("template", "found"), [
+    ("{% for c in messages[0].content %}{{ c.text }}{% endfor %}", "found 0"),
+    ("<|image|>{{ messages[0].content[2].text }}", "found 1"),
+])
+def test_a_template_that_drops_an_image_is_refused(build: Any, template: str, found: str) -> None:
+    with pytest.raises(WeightsError, match=f"expected it to place 2 images, {found}"):
+        build("Which?", template=template)
+
+
+@pytest.mark.parametrize("template", [
+    "{{ raise_exception('not for users') }}", "{% for %}", "{{ 1 / 0 }}", "{{ messages.nothing.at_all }}", "{{ 1() }}",
+    "{{ messages.append(1) }}", "{{ ''.__class__.__mro__ }}",
+])
+def test_a_template_that_fails_or_reaches_out_of_the_sandbox_is_refused(template: str) -> None:
+    with pytest.raises(WeightsError, match="chat template: expected one that renders"):
+        render(template, [{"type": "text", "text": "x"}], thinking=False)
+
+
+def test_the_message_of_a_template_is_passed_on() -> None:
+    with pytest.raises(WeightsError, match="not for users"):
+        render("{{ raise_exception('not for users') }}", [], thinking=False)
+
+
+@pytest.mark.parametrize(("template", "expected"), [
+    ("  {% if true %}\n  A\n  {% endif %}\nB\n", "  A\nB"),
+    ("{{ {'b': '<é>', 'a': 1} | tojson }}", '{"b": "<é>", "a": 1}'),
+    ("{{ [1, 2] | tojson(indent=1) }}", "[\n 1,\n 2\n]"),
+    ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+    ("{{ tools is none }}{{ add_generation_prompt }}{{ enable_thinking }}", "TrueTrueFalse"),
+])
+def test_templates_are_rendered_as_transformers_renders_them(template: str, expected: str) -> None:
+    assert render(template, [], thinking=False) == expected
+
+
+def test_a_template_may_ask_for_the_date() -> None:
+    assert render("{{ strftime_now('%Y') }}", [], thinking=False) in (time.strftime("%Y"), str(time.localtime()[0]))

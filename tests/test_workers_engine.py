@@ -1,0 +1,218 @@
+"""The engine: rows in, tokens out, the same for a row whatever stands beside it."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from reference import (
+    CASES,
+    GREEDY,
+    PAIRS,
+    expected_rows,
+    generate,
+    make_engine,
+    make_prompt,
+    make_rows,
+    prompt_embeddings,
+    reference_prompt,
+)
+
+from store.records import Sampling
+from workers.engine import Engine, Generated, Row, Token, collect
+from workers.model.cache import KVCache
+from workers.model.rope import make_prompt_rotation, position_ids
+
+SAMPLED = [
+    Sampling(temperature=1.2, top_k=5, top_p=0.95, max_tokens=10),      # by candidates
+    Sampling(temperature=1.2, top_k=0, top_p=0.9, repetition_penalty=1.3, max_tokens=10),      # by bisection
+]
+
+
+@pytest.mark.parametrize("prefill_rows", [1, 3])
+def test_the_size_of_prefill_pieces_changes_nothing(prefill_rows: int) -> None:
+    engine = make_engine(prefill_rows=prefill_rows)
+
+    assert generate(engine, reference_prompt(1), make_rows(), GREEDY) == expected_rows(1)
+
+
+@pytest.mark.parametrize("sampling", SAMPLED, ids=["candidates", "bisection"])
+def test_a_sampled_row_has_the_same_tokens_alone_in_a_batch_of_4_and_of_64(sampling: Sampling) -> None:
+    engine, prompt = make_engine(), reference_prompt(0)
+    rows = make_rows([PAIRS[place % len(PAIRS)] for place in range(64)])
+
+    of_64 = generate(engine, prompt, rows, sampling)
+
+    assert len({row.token_ids for row in of_64}) > 32      # one seed for all rows would repeat itself
+    for start in (0, 60):
+        assert generate(engine, prompt, rows[start : start + 4], sampling) == of_64[start : start + 4]
+    for place in (0, 2, 63):
+        assert generate(engine, prompt, [rows[place]], sampling) == [of_64[place]]
+
+
+def test_the_order_of_rows_changes_nothing() -> None:
+    engine, prompt, rows = make_engine(), reference_prompt(1), make_rows()
+
+    forwards = generate(engine, prompt, rows, SAMPLED[0])
+
+    assert generate(engine, prompt, rows[::-1], SAMPLED[0]) == forwards
+
+
+def test_rows_with_equal_images_and_seeds_are_equal_and_other_seeds_differ() -> None:
+    half = [make_rows()[0].image_a, make_rows()[0].image_b]
+    rows = [Row(key, *half, seed=seed) for key, seed in enumerate([5, 5, 6, 2**53 - 1])]
+
+    tokens = [row.token_ids for row in generate(make_engine(), reference_prompt(0), rows, SAMPLED[0])]
+
+    assert tokens[0] == tokens[1]
+    assert len(set(tokens)) == 3
+
+
+def test_decode_with_the_cache_equals_running_all_tokens_anew() -> None:
+    engine, prompt, sampling = make_engine(), reference_prompt(1), Sampling(
+        do_sample=False, repetition_penalty=1.5, max_tokens=6)
+
+    cached = generate(engine, prompt, make_rows()[:1], sampling)
+
+    assert list(cached[0].token_ids) == tokens_without_cache(engine, sampling)
+
+
+def tokens_without_cache(engine: Engine, sampling: Sampling) -> list[int]:
+    """Generate greedily for the first pair, every step from the first token on, with the penalty in numpy."""
+    prompt, model = reference_prompt(1), engine.model
+    embedded = prompt_embeddings(engine, prompt, PAIRS[:1])
+    positions, tokens = position_ids(len(prompt.token_ids), prompt.spans, prompt.grid), list[int]()
+    while len(tokens) < sampling.max_tokens and not engine.eos_token_ids & set(tokens):
+        cache = KVCache(model.config, 1, embedded.shape[1], model.dtype)
+        hidden = model(embedded, make_prompt_rotation(model.config, positions), cache.window(slice(0, 1), 0))
+        logits = np.array(model.logits(hidden[:, -1]))[0]
+        seen = list({*prompt.token_ids, *tokens})
+        factor = np.where(logits[seen] > 0, 1 / sampling.repetition_penalty, sampling.repetition_penalty)
+        logits[seen] *= factor
+        tokens.append(int(logits.argmax()))
+        embedded = mx.concatenate([embedded, model.embed(mx.array([tokens[-1:]]))], axis=1)
+        positions = np.concatenate([positions, np.full((3, 1), positions.max() + 1, np.int32)], axis=1)
+    return tokens
+
+
+def test_a_strong_penalty_forbids_the_tokens_of_the_prompt_and_all_generated_ones() -> None:
+    prompt = reference_prompt(0)
+    never_ends = Engine(make_engine().model, [])
+    sampling = Sampling(do_sample=False, repetition_penalty=1e6, max_tokens=40)
+
+    for row in generate(never_ends, prompt, make_rows(), sampling):
+        assert len(set(row.token_ids)) == 40
+        assert not set(row.token_ids) & set(prompt.token_ids)
+
+
+def test_the_image_that_the_prompt_names_first_comes_first() -> None:
+    a_first, b_first = make_prompt("<image_a> or <image_b>?"), make_prompt("<image_b> or <image_a>?")
+
+    forwards = generate(make_engine(), a_first, make_rows([[0, 3], [1, 2]]), GREEDY)
+    backwards = generate(make_engine(), b_first, make_rows([[3, 0], [2, 1]]), GREEDY)
+
+    assert b_first.images == ("b", "a")
+    assert forwards == backwards
+    assert forwards != generate(make_engine(), b_first, make_rows([[0, 3], [1, 2]]), GREEDY)
+
+
+def test_a_row_that_has_ended_emits_nothing_more_and_the_last_end_ends_the_steps() -> None:
+    expected = expected_rows(0)
+    early = [place for place, row in enumerate(expected) if row.finish_reason == "stop"][:2]
+    rows = [make_rows()[place] for place in early]
+
+    steps = list(make_engine().generate(reference_prompt(0), rows, GREEDY))
+
+    assert steps[0] == []      # after the prefill
+    lengths = [len(expected[place].token_ids) for place in early]
+    assert len(steps) == 1 + max(lengths)
+    for place, length in zip(early, lengths, strict=True):
+        tokens = [token for step in steps for token in step if token.key == place]
+        assert [token.finish_reason for token in tokens] == [None] * (length - 1) + ["stop"]
+
+
+def test_a_row_of_one_token_ends_by_its_length() -> None:
+    sampling = Sampling(do_sample=False, max_tokens=1)
+
+    generated = generate(make_engine(), reference_prompt(0), make_rows()[:2], sampling)
+
+    assert generated == [Generated(key, expected_rows(0)[key].token_ids[:1], "length") for key in (0, 1)]
+
+
+def test_an_ending_token_at_the_last_place_is_a_stop() -> None:
+    stopped = next(row for row in expected_rows(0) if row.finish_reason == "stop")
+    sampling = Sampling(do_sample=False, max_tokens=len(stopped.token_ids))
+
+    assert generate(make_engine(), reference_prompt(0), [make_rows()[stopped.key]], sampling) == [stopped]
+
+
+def test_every_ending_token_of_the_checkpoint_ends_a_row() -> None:
+    whole = expected_rows(0)[0].token_ids      # ends by length
+    engine = Engine(make_engine().model, [*make_engine().eos_token_ids, whole[3]])
+
+    (row,) = generate(engine, reference_prompt(0), make_rows()[:1], GREEDY)
+
+    assert row == Generated(0, whole[: whole.index(whole[3]) + 1], "stop")
+
+
+def test_the_caller_is_asked_after_every_piece_of_the_prefill_and_every_step() -> None:
+    engine = make_engine(prefill_rows=3)
+
+    steps = engine.generate(reference_prompt(0), make_rows(), Sampling(do_sample=False, max_tokens=2))
+
+    assert [len(step) for step in steps] == [0, 0, 0, 8, 8]
+
+
+def test_no_rows_are_no_steps() -> None:
+    assert list(make_engine().generate(reference_prompt(0), [], GREEDY)) == []
+
+
+def test_closing_stops_the_work_at_the_next_step() -> None:
+    engine = make_engine()
+    steps = engine.generate(reference_prompt(0), make_rows(), GREEDY)
+    rows = collect(steps)
+
+    first = next(rows)
+    rows.close()
+
+    assert first.finish_reason == "stop"
+    assert list(steps) == []
+
+
+def test_tokens_name_their_row_by_its_key() -> None:
+    row = make_rows()[0]
+    steps = make_engine().generate(
+        reference_prompt(0), [Row(77, row.image_a, row.image_b, row.seed)], Sampling(do_sample=False, max_tokens=2))
+
+    first, second = (token for step in steps for token in step)
+
+    assert first == Token(77, expected_rows(0)[0].token_ids[0], None)
+    assert (second.key, second.finish_reason) == (77, "length")
+
+
+def test_generating_leaves_the_global_random_state_alone() -> None:
+    engine, before = make_engine(), np.array(mx.random.state[0])
+
+    generate(engine, reference_prompt(0), make_rows()[:1], SAMPLED[1])
+
+    np.testing.assert_array_equal(np.array(mx.random.state[0]), before)
+
+
+@pytest.mark.parametrize("case", CASES[:1])
+def test_decode_steps_write_the_cache_in_place(case: int) -> None:
+    engine, rows = make_engine(), make_rows([PAIRS[0]] * 16)
+    sampling = Sampling(do_sample=False, max_tokens=400)
+    never_ends = Engine(engine.model, [])
+    steps = never_ends.generate(reference_prompt(case), rows, sampling)
+    while next(steps) == []:
+        pass
+    config, tokens = engine.model.config, len(reference_prompt(case).token_ids) + sampling.max_tokens
+    block = len(rows) * config.n_kv_heads * tokens * config.head_dim * 4      # bytes of one layer's keys, float32
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+
+    for _ in range(10):
+        next(steps)
+
+    # A copy of a single block would show; what a step really needs is a fraction of one.
+    assert before >= 2 * config.n_layers * block
+    assert mx.get_peak_memory() - before < block / 2
+    steps.close()

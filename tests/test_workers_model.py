@@ -1,0 +1,127 @@
+"""The text decoder beside what transformers computed, and its rotary positions by hand."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from reference import (
+    CASES,
+    GREEDY,
+    GRID,
+    PAIRS,
+    arrays,
+    expected_rows,
+    generate,
+    make_engine,
+    make_rows,
+    prompt_embeddings,
+    reference_prompt,
+)
+
+from workers.model.cache import KVCache
+from workers.model.rope import make_prompt_rotation, make_step_rotation, position_ids
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_position_ids_equal_those_of_transformers(case: int) -> None:
+    prompt = reference_prompt(case)
+
+    ids = position_ids(len(prompt.token_ids), prompt.spans, GRID)
+
+    assert ids.dtype == np.int32
+    np.testing.assert_array_equal(ids, arrays()[f"position_ids_{case}"])
+
+
+def test_an_image_moves_the_position_by_its_longer_side() -> None:
+    ids = position_ids(10, [(1, 7)], (2, 3))
+
+    np.testing.assert_array_equal(ids, [
+        [0, 1, 1, 1, 1, 1, 1, 4, 5, 6],
+        [0, 1, 1, 1, 2, 2, 2, 4, 5, 6],
+        [0, 1, 2, 3, 1, 2, 3, 4, 5, 6],
+    ])
+
+
+def test_the_rotation_of_a_prompt_equals_that_of_decode_steps_where_the_axes_agree() -> None:
+    config = make_engine().model.config
+    x = mx.random.normal((2, 3, 5, config.head_dim), key=mx.random.key(0))
+    positions = np.tile(np.arange(700, 705, dtype=np.int32), (3, 1))
+
+    of_prompt = make_prompt_rotation(config, positions)(x)
+    of_step = make_step_rotation(config, 700)(x)
+
+    # float32 angles near 700 are exact to 6e-5; the prompt's are computed in float64.
+    np.testing.assert_allclose(np.array(of_prompt), np.array(of_step), atol=3e-4)
+    np.testing.assert_array_equal(np.array(of_prompt)[..., config.rotary_dims:], np.array(x)[..., config.rotary_dims:])
+
+
+def test_each_axis_turns_its_own_section_of_frequencies() -> None:
+    config = make_engine().model.config
+    x = mx.ones((1, 1, 1, config.head_dim))
+    t, h, _ = config.mrope_section
+
+    turned = [np.array(make_prompt_rotation(config, np.array(ids, np.int32)[:, None])(x)).ravel()
+              for ids in ([0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9])]
+
+    changed = [sorted(set(np.flatnonzero(one != turned[0]) // 2)) for one in turned[1:]]
+    assert changed == [list(range(t)), list(range(t, t + h)), list(range(t + h, config.rotary_dims // 2))]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_of_the_last_prompt_position_equal_those_of_transformers(case: int) -> None:
+    engine, prompt = make_engine(), reference_prompt(case)
+    model, tokens = engine.model, len(prompt.token_ids)
+    rotate = make_prompt_rotation(model.config, position_ids(tokens, prompt.spans, GRID))
+    cache = KVCache(model.config, len(PAIRS), tokens, model.dtype)
+
+    hidden = model(prompt_embeddings(engine, prompt, PAIRS), rotate, cache.window(slice(0, len(PAIRS)), 0))
+    logits = np.array(model.logits(hidden[:, -1]))
+
+    # float32 sums in another order; 3e-6 where this was written.
+    assert np.abs(logits - arrays()[f"last_logits_{case}"]).max() <= 1e-3
+
+
+def test_a_prompt_in_two_chunks_equals_the_prompt_in_one_piece() -> None:
+    engine, prompt = make_engine(), reference_prompt(1)
+    model, tokens, cut = engine.model, len(prompt.token_ids), 300
+    ids = position_ids(tokens, prompt.spans, GRID)
+    embedded = prompt_embeddings(engine, prompt, PAIRS[:2])
+    whole, parts = (KVCache(model.config, 2, tokens, model.dtype) for _ in range(2))
+    both = slice(0, 2)
+
+    expected = model(embedded, make_prompt_rotation(model.config, ids), whole.window(both, 0))
+    model(embedded[:, :cut], make_prompt_rotation(model.config, ids[:, :cut]), parts.window(both, 0))
+    rest = model(embedded[:, cut:], make_prompt_rotation(model.config, ids[:, cut:]), parts.window(both, cut))
+
+    # the same float32 products in blocks of another size
+    np.testing.assert_allclose(np.array(rest), np.array(expected[:, cut:]), atol=1e-4)
+
+
+def test_rows_of_a_cache_are_filled_apart() -> None:
+    config = make_engine().model.config
+    cache = KVCache(config, 3, 4, mx.float32)
+    ones = mx.ones((1, config.n_kv_heads, 2, config.head_dim))
+
+    keys, values = cache.window(slice(1, 2), 1).update(0, ones, 2 * ones)
+
+    assert keys.shape == (1, config.n_kv_heads, 3, config.head_dim)
+    written = np.zeros((3, 4))
+    written[1, 1:3] = 1
+    np.testing.assert_array_equal(np.array(cache.keys[0])[:, 0, :, 0], written)
+    np.testing.assert_array_equal(np.array(cache.values[0])[:, 0, :, 0], 2 * written)
+    np.testing.assert_array_equal(np.array(values)[0, 0, :, 0], [0, 2, 2])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_tokens_and_finish_reasons_equal_those_of_transformers_one_by_one(case: int) -> None:
+    engine, prompt = make_engine(), reference_prompt(case)
+
+    generated = [generate(engine, prompt, [row], GREEDY)[0] for row in make_rows()]
+
+    assert generated == expected_rows(case)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_tokens_and_finish_reasons_equal_those_of_transformers_in_one_batch(case: int) -> None:
+    generated = generate(make_engine(), reference_prompt(case), make_rows(), GREEDY)
+
+    assert generated == expected_rows(case)

@@ -1,0 +1,175 @@
+"""Images from a folder, squared and cut into patches as the vision tower takes them. It knows no MLX."""
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from store.checkpoint import ImageConfig
+from store.errors import ImagesError
+
+Fit = Literal["squash", "pad", "crop"]
+
+HEIC = (".heic", ".heif")
+SUFFIXES = (".avif", ".bmp", ".gif", *HEIC, ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+WHITE = (255, 255, 255)      # under transparency, and around an image that is padded
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImages:
+    """The images of a folder, in the order that filenames.txt will have."""
+
+    paths: list[str]      # relative to the folder, POSIX, sorted by code point
+    skipped: int          # other files: unknown suffixes, and links that lead out of the folder
+
+
+def find_images(folder: Path) -> FoundImages:
+    """List the images of a folder and its subfolders; files and folders that begin with a dot are ignored.
+
+    Raise ImagesError for a folder without images, and for a name that filenames.txt cannot hold.
+    """
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise ImagesError(f"{folder}: expected a folder of images, found {found}")
+    files = list(_walk(folder))
+    root = folder.resolve()
+    images = [path for path in files if path.suffix.lower() in SUFFIXES and _inside(path, root)]
+    if not images:
+        raise ImagesError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found {len(files)} other files")
+    return FoundImages(sorted(_relative(path, folder) for path in images), len(files) - len(images))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Walk without following links to folders, so that no loop and no file outside is reached."""
+    for parent, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def _raise(error: OSError) -> None:
+    raise ImagesError(f"{error.filename}: cannot be read: {error.strerror}; make it readable, or move it elsewhere")
+
+
+def _inside(path: Path, root: Path) -> bool:
+    """Tell whether this is a plain file, and if it is a link, one that stays in the folder."""
+    if path.is_symlink():
+        return path.is_file() and path.resolve().is_relative_to(root)
+    return path.is_file()
+
+
+def _relative(path: Path, folder: Path) -> str:
+    name = path.relative_to(folder).as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ImagesError(f"{folder}: expected file names in UTF-8, found {name!r}; rename the file") from None
+    if "\n" in name or "\r" in name:
+        raise ImagesError(f"{folder}: expected file names of one line, found {name!r}; rename the file")
+    return name
+
+
+def read_image(path: Path, side: int, fit: Fit) -> NDArray[np.uint8]:
+    """Read an image upright and in RGB, as a square: uint8 [side, side, 3]; raise ImagesError for a damaged one.
+
+    squash changes the ratio of the sides; pad keeps it and adds white; crop keeps it and takes the centre.
+    """
+    if path.suffix.lower() in HEIC:
+        _register_heic(path)
+    try:
+        with Image.open(path) as image:
+            _check_size(path, image)
+            return np.asarray(_square(_rgb(path, _upright(image)), side, fit))
+    except ImagesError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ImagesError(f"{path}: expected an image of ordinary size: {error}") from None
+    except UnidentifiedImageError:
+        raise ImagesError(f"{path}: expected an image, found a file of no known format") from None
+    except Exception as error:      # decoders of foreign bytes raise whatever they like
+        raise ImagesError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _register_heic(path: Path) -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ImagesError(f"{path}: HEIC images need the extra `heic`: pip install 'diptych[heic]'") from None
+    pillow_heif.register_heif_opener()
+
+
+def _check_size(path: Path, image: Image.Image) -> None:
+    limit = Image.MAX_IMAGE_PIXELS or 0
+    if image.width * image.height > limit:
+        raise ImagesError(f"{path}: expected at most {limit:,} pixels, found {image.width:,} x {image.height:,}; "
+                          "make it smaller (a tiny file can unpack to more than the memory holds)")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says; damaged EXIF data says nothing."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
+        return image
+
+
+def _rgb(path: Path, image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB: transparency over white, 16 bit scaled to 8."""
+    if image.mode.startswith("I"):
+        return _from_16_bit(path, image).convert("RGB")
+    if image.mode == "F":
+        raise ImagesError(f"{path}: expected 8 or 16 bits a colour, found floating point; save it as PNG or JPEG")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, WHITE)
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(path: Path, image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int32)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImagesError(f"{path}: expected 8 or 16 bits a colour, found 32; save it as PNG or JPEG")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _square(image: Image.Image, side: int, fit: Fit) -> Image.Image:
+    """Resize to side x side pixels, bicubic."""
+    if fit == "squash":
+        return image.resize((side, side), Image.Resampling.BICUBIC)
+    if fit == "pad":
+        return _pad(image, side)
+    edge = min(image.size)
+    left, top = (image.width - edge) / 2, (image.height - edge) / 2
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge))
+
+
+def _pad(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    square = Image.new("RGB", (side, side), WHITE)
+    square.paste(image.resize((width, height), Image.Resampling.BICUBIC), ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def patches(images: NDArray[np.uint8], config: ImageConfig) -> NDArray[np.float32]:
+    """Cut images [n, side, side, 3] into normalised patches [n, patches, C x T x ph x pw].
+
+    Four consecutive patches are one merge cell; the single frame is doubled along T.
+    """
+    n, side = images.shape[0], images.shape[1]
+    patch, merge, frames = config.patch_size, config.merge_size, config.temporal_patch_size
+    cells = side // (patch * merge)
+    values = np.arange(256)[:, None] / 255
+    table = ((values - config.mean) / config.std).astype(np.float32)      # [256, 3]: all there is to compute
+    pixels = table[images, np.arange(3)]                                  # [n, side, side, C]
+    split = pixels.reshape(n, cells, merge, patch, cells, merge, patch, 3)
+    ordered = split.transpose(0, 1, 4, 2, 5, 7, 3, 6)                     # [n, rows, cols, mh, mw, C, ph, pw]
+    doubled = np.repeat(ordered[..., None, :, :], frames, axis=-3)        # [..., C, T, ph, pw]
+    return doubled.reshape(n, (cells * merge) ** 2, 3 * frames * patch * patch)

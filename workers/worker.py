@@ -1,0 +1,312 @@
+"""The worker: takes tickets off the queue, one by one, and has their jobs done in this process and thread.
+
+It knows queue and leases, neither models nor results. RQ sees an ordinary worker of its own.
+"""
+
+import contextlib
+import logging
+import math
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.client import Pipeline
+from redis.retry import Retry
+from rq import SimpleWorker
+from rq.executions import Execution
+from rq.job import Job
+from rq.serializers import JSONSerializer
+from rq.worker import WorkerStatus
+from rq.worker_registration import clean_worker_registry
+
+from jobs.queue import TASK, JobQueue, Refusal, Ticket
+from jobs.tickets import TicketError, TicketJob, as_text
+from store.errors import DiptychError, QueueError, RunError
+from workers.presence import Presence
+from workers.stop import Stop, Stopped
+
+logger = logging.getLogger("diptych.worker")
+
+HEARTBEAT = 10.0      # seconds; a third of the time after which a worker counts as lost
+POLL = 0.5            # seconds between two looks at an empty queue
+
+Compare = Callable[[str, int], None]
+Prepare = Callable[[Ticket], None]
+Fate = Literal["done", "dropped", "back", "retry"]
+
+
+@dataclass(slots=True)
+class Work:
+    """What has become of the tickets that a worker met."""
+
+    done: int = 0
+    retried: int = 0      # failed, and back on the queue
+    failed: int = 0       # failed for the last time
+    dropped: int = 0      # no tickets of ours, or of a run that does not exist
+    stopped: bool = False
+
+
+class GaveUpError(QueueError):
+    """Redis is away, and the worker was asked to stop."""
+
+
+class Patience(ExponentialBackoff):
+    """Wait for a Redis that is away until it is back, or until the worker is to stop."""
+
+    def __init__(self, stop: Stop, address: str) -> None:
+        super().__init__(cap=2, base=0.05)
+        self.stop = stop
+        self.address = address
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Stay one: redis-py copies its retries for each connection, and a copied stop would hear nothing."""
+        return self
+
+    def compute(self, failures: int) -> float:
+        """Give the seconds until the next try; raises GaveUpError."""
+        if failures > 3 and self.stop.requested:
+            raise GaveUpError(f"{self.address}: Redis does not answer, and the worker was asked to stop")
+        if failures == 6:
+            logger.warning("%s: Redis does not answer; waiting for it", self.address)
+        return super().compute(min(failures, 10))      # 2 ** failures is too large a float after half an hour
+
+
+def make_job_class(compare: Compare) -> type[TicketJob]:
+    """Make the class of jobs whose one function is `compare`, whatever stands in Redis."""
+    allowed = {TASK: compare}
+
+    class AllowedJob(TicketJob):
+        """A ticket's job that can be run."""
+
+        @property
+        def func(self) -> Compare:      # type: ignore[override]  # the base class's never returns
+            if self.instance is not None or self.func_name not in allowed:
+                raise TicketError(f"{self.id}: expected {TASK}, found another function")
+            return allowed[self.func_name]
+
+    return AllowedJob
+
+
+def fate(error: BaseException | None) -> Fate:
+    """Say what becomes of a ticket whose job has ended so."""
+    if error is None:
+        return "done"
+    if isinstance(error, RunError):
+        return "dropped"
+    if isinstance(error, Exception) and not isinstance(error, DiptychError | Stopped):
+        return "retry"
+    return "back"      # stopped, or something that a person must mend first
+
+
+class Worker(SimpleWorker):
+    """An RQ worker that never forks, beats during a job, and runs nothing but the jobs of tickets."""
+
+    def __init__(self, queue: JobQueue, compare: Compare, stop: Stop, *, name: str, heartbeat: float) -> None:
+        job_class = make_job_class(compare)
+        super().__init__(
+            [queue.rq], name=name, connection=queue.connection, job_class=job_class, serializer=JSONSerializer
+        )
+        self.log = logger
+        self.tickets = queue
+        self.ticket_class = job_class
+        self.stop = stop
+        self.interval = heartbeat
+        self.presence = Presence(queue.database_id)
+        self.outcome = Work()
+        self._tended = float("-inf")
+
+    def _set_connection(self, connection: redis.Redis) -> redis.Redis:
+        """Leave the connection's time limit as it is: this worker never blocks in Redis."""
+        return connection
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        """Give the seconds after which a job without a heartbeat is another's: three intervals."""
+        return math.ceil(3 * self.interval)
+
+    def run(self, prepare: Prepare, *, burst: bool) -> None:
+        """Take tickets until asked to stop, or with `burst` until none waits."""
+        with self.present():
+            while not self.stop.requested:
+                self.tend()
+                found = self.tickets.next()
+                if isinstance(found, Ticket):
+                    self.handle(found, prepare)
+                elif found is not None:
+                    self.refuse(found)
+                elif burst:
+                    break
+                else:
+                    self.stop.wait(POLL)
+
+    @contextlib.contextmanager
+    def present(self) -> Iterator[None]:
+        """Be known to RQ and to this machine's other workers."""
+        lock = self.presence.announce(self.name)
+        try:
+            self.register_birth()      # type: ignore[no-untyped-call]  # RQ has no types here
+            clean_worker_registry(self.tickets.rq)
+            yield
+        finally:
+            with contextlib.suppress(redis.RedisError, QueueError):
+                self.register_death()      # type: ignore[no-untyped-call]  # RQ has no types here
+            self.presence.leave(self.name, lock)
+
+    def tend(self) -> None:
+        """Once an interval, say that this worker lives and put back the tickets of those that do not."""
+        if time.monotonic() - self._tended < self.interval:
+            return
+        self._tended = time.monotonic()
+        self.heartbeat()
+        self.tickets.rescue(self.presence.is_dead)
+        self.presence.sweep()
+
+    def handle(self, ticket: Ticket, prepare: Prepare) -> None:
+        """Do the job of a ticket, which is taken when all is prepared for it."""
+        try:
+            prepare(ticket)
+        except RunError as error:
+            self.outcome.dropped += 1
+            self.tickets.discard(ticket, str(error))
+            return
+        except Stopped:
+            return
+        if not self.stop.requested and (taken := self.take(ticket)):
+            self.execute(*taken)
+
+    def refuse(self, found: Refusal) -> None:
+        """Drop what is no ticket."""
+        self.outcome.dropped += 1
+        self.tickets.refuse(found)
+
+    def take(self, ticket: Ticket) -> tuple[TicketJob, Execution] | None:
+        """Move the next ticket from the queue to a lease in one transaction; None when it is no longer the next."""
+        try:
+            job = self.tickets.fetch(ticket, self.ticket_class)
+        except TicketError:
+            return None      # changed since it was looked at; the next look will tell
+
+        def settle(pipe: Pipeline) -> Execution | None:
+            entry = pipe.lindex(self.tickets.rq.key, 0)
+            pipe.multi()
+            if entry is None or as_text(entry) != ticket.id:
+                return None
+            pipe.lpop(self.tickets.rq.key)
+            execution = Execution.create(job, self.get_heartbeat_ttl(job), pipeline=pipe, worker_name=self.name)
+            job.prepare_for_execution(self.name, pipeline=pipe)
+            self.set_state(WorkerStatus.BUSY, pipeline=pipe)
+            return execution
+
+        execution = self.tickets.transact(settle, self.tickets.rq.key)
+        return (job, execution) if execution else None
+
+    def execute(self, job: TicketJob, execution: Execution) -> None:
+        """Do a job and settle its ticket; raises what a person must mend, after putting the ticket back."""
+        error: BaseException | None = None
+        with beating(self, job, execution):
+            try:
+                job.perform()
+            except BaseException as raised:
+                error = raised
+        try:
+            self.settle(job, execution, error)
+        except GaveUpError as gave_up:
+            logger.warning("%s; the ticket of job %s comes back by itself", gave_up, job.id)
+        if error is not None and fate(error) == "back" and not isinstance(error, Stopped):
+            raise error
+
+    def settle(self, job: TicketJob, execution: Execution, error: BaseException | None) -> None:
+        """End the lease, and delete, put back or retry the ticket; without the lease it is another's by now."""
+        registry = self.tickets.rq.started_job_registry
+
+        def end(pipe: Pipeline) -> tuple[bool, bool]:
+            held = pipe.zscore(registry.key, execution.composite_key) is not None
+            pipe.multi()
+            self.cleanup_execution(job, pipeline=pipe, execution=execution)
+            self.set_state(WorkerStatus.IDLE, pipeline=pipe)
+            return held, held and self._write(copy(job), pipe, fate(error))
+
+        held, is_back = self.tickets.transact(end, registry.key)
+        if not held:
+            logger.warning("job %s: its lease had run out; what was recorded stays", job.id)
+        self._count(job, error, is_back=is_back)
+
+    def _write(self, job: TicketJob, pipe: Pipeline, outcome: Fate) -> bool:
+        """Write what becomes of a ticket, and say whether it is back on the queue."""
+        if outcome == "retry":
+            return self.tickets.retry(job, pipe, at_front=False)
+        if outcome == "back":
+            self.tickets.put_back(job, pipe)
+            return True
+        pipe.delete(job.key)
+        return False
+
+    def _count(self, job: TicketJob, error: BaseException | None, *, is_back: bool) -> None:
+        """Count and log how a job has ended."""
+        match fate(error):
+            case "done":
+                self.outcome.done += 1
+            case "dropped":
+                self.outcome.dropped += 1
+                logger.warning("dropped the ticket %s: %s", job.id, error)
+            case "retry":
+                self.outcome.retried += is_back
+                self.outcome.failed += not is_back
+                then = "it will be tried again" if is_back else "for the last time; `diptych resume` puts it back"
+                logger.error("job %s failed with %s: %s; %s", job.id, type(error).__name__, error, then)
+                logger.debug("job %s", job.id, exc_info=error)
+
+
+@contextlib.contextmanager
+def beating(worker: Worker, job: TicketJob, execution: Execution) -> Iterator[None]:
+    """Renew the lease of a job from a thread of its own, whatever the job does meanwhile."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(worker.interval):
+            try:
+                worker.maintain_heartbeats(job, execution)
+            except (redis.RedisError, QueueError) as error:
+                logger.warning("job %s: no heartbeat: %s", job.id, error)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def work(
+    queue: JobQueue, compare: Compare, *, prepare: Prepare, burst: bool, stop: Stop, name: str | None = None,
+    heartbeat: float = HEARTBEAT,
+) -> Work:
+    """Have the jobs of a queue done until `stop` is requested, or with `burst` until no ticket waits.
+
+    `prepare` is called with a ticket before it is taken, `compare` with its ids after. Returning means done. Stopped
+    and a DiptychError put the ticket back at the front, and the latter is raised; a RunError drops it; any other
+    exception is retried. Signals set `stop` meanwhile. Raises QueueError when Redis refuses.
+    """
+    connection, outcome = queue.connection, Work()
+    former = connection.get_retry()
+    connection.set_retry(Retry(Patience(stop, queue.address), retries=-1))
+    try:
+        with stop:
+            worker = Worker(queue, compare, stop, name=name or uuid.uuid4().hex, heartbeat=heartbeat)
+            outcome = worker.outcome
+            worker.run(prepare, burst=burst)
+    except GaveUpError as error:
+        logger.warning("%s", error)
+    except redis.RedisError as error:
+        raise QueueError(f"{queue.address}: expected a Redis that works, found: {error}") from error
+    finally:
+        if former is not None:
+            connection.set_retry(former)
+    outcome.stopped = stop.requested
+    return outcome
