@@ -42,7 +42,8 @@ def measure(folder: Path, batch_size: int) -> tuple[float, float]:
     command = [str(Path(sys.executable).with_name("diptych")), "enqueue", "pairs.txt", "--embeds", "embeddings",
                "--weights", "weights", "--batch-size", str(batch_size)]
     began = time.monotonic()
-    process = subprocess.Popen(command, cwd=folder, env=os.environ | {"HOME": str(folder)}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=folder, env=os.environ | {"HOME": str(folder)}, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"enqueue failed with status {os.waitstatus_to_exitcode(status)}")

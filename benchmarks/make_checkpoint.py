@@ -155,11 +155,11 @@ def make_tensors(p: Preset, seed: int, speakable: list[int]) -> dict[str, NDArra
 def corpus(seed: int) -> Iterator[str]:
     """Write sentences of photographers' words, then of made-up words, so that any vocabulary fills."""
     rng = np.random.default_rng(seed)
-    for _ in range(2000):
-        yield " ".join(rng.choice(WORDS, size=12)) + "."
+    for words in rng.choice(WORDS, size=(6000, 12)):
+        yield " ".join(words) + "."
     syllables = [consonant + vowel for consonant in "bcdfghjklmnprstvwz" for vowel in "aeiou"]
-    for _ in range(8000):
-        yield " ".join("".join(rng.choice(syllables, size=length)) for length in rng.integers(2, 5, size=6))
+    for words in rng.choice(syllables, size=(8000, 6, 3)):
+        yield " ".join("".join(word) for word in words)
 
 
 def make_tokenizer(vocab: int) -> Tokenizer:
@@ -176,9 +176,9 @@ def make_tokenizer(vocab: int) -> Tokenizer:
 
 
 def find_speakable(tokenizer: Tokenizer) -> list[int]:
-    """Find the tokens that may be likely: those that begin a word, and those that end a text."""
+    """Find the tokens that may be likely: those that begin a word, and the one that ends a text."""
     vocab = tokenizer.get_vocab()
-    return sorted([*EOS, *(vocab[token] for token in vocab if re.fullmatch("Ġ[A-Za-z]{2,}", token))])
+    return sorted([EOS[0], *(vocab[token] for token in vocab if re.fullmatch("Ġ[A-Za-z]{3,}", token))])
 
 
 def make_config(p: Preset) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from cli.options import (
     pass_globals,
     seed_option,
 )
+from cli.show import duration
 
 if TYPE_CHECKING:
     from jobs.enqueue import Plan
+    from jobs.estimate import Estimate
     from jobs.inputs import Settings
 
 
@@ -69,7 +71,7 @@ def command(
 
     plan = make_plan(pairs, random, name, seed, batch_size, settings)
     if dry_run:
-        click.echo("\n".join(estimate(plan, values.db).lines()))
+        _show(estimate(plan, values.db))
         return 0
     with open_database(values.db, create=True) as database, open_queue(database, values.redis) as queue:
         run = enqueue_run(database, queue, plan)
@@ -77,3 +79,15 @@ def command(
         click.echo(f"{run.total:,} pairs in {plan.n_jobs:,} jobs; next: diptych worker", err=True)
     click.echo(run.id)
     return 0
+
+
+def _show(cost: "Estimate") -> None:
+    click.echo(f"pairs: {cost.pairs:,} over {cost.images:,} images, in {cost.jobs:,} jobs")
+    click.echo(f"prompt tokens: {cost.prompt_tokens:,} a pair, {cost.prompt_tokens * cost.pairs:,} in all")
+    click.echo(f"answer tokens: at most {cost.max_tokens:,} a pair, {cost.max_tokens * cost.pairs:,} in all")
+    if cost.seconds is None:
+        click.echo("time: no run in this database has a rate yet")
+    else:
+        click.echo(f"time: about {duration(cost.seconds)} at the {cost.comparisons_per_minute:,.1f} comparisons/min of "
+                   f"run {cost.rate_run}")
+    click.echo("nothing was enqueued (--dry-run)", err=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from store.records import Run
 
 TABLE_ROWS = 100      # rows of a table when no --limit is given: more is for a file
-TABLE_COLUMNS = ("position", "image_a", "image_b", "status", "text")
+TABLE_COLUMNS = ("position", "image_a", "image_b", "text")
 
 
 class PairType(click.ParamType[tuple[int, int]]):
@@ -95,10 +95,15 @@ def _write(rows: Iterator[dict[str, Any]], form: str, output: Path | None) -> in
 
 
 def _table(rows: Iterator[dict[str, Any]], out: Any = None) -> int:
-    shown = [[row["error"] if row["status"] == "failed" and name == "text" else row[name] for name in TABLE_COLUMNS]
-             for row in rows]
+    shown = [(row["position"], row["image_a"], row["image_b"], _answer(row)) for row in rows]
     print_table(TABLE_COLUMNS, shown, out)
     return len(shown)
+
+
+def _answer(row: dict[str, Any]) -> str:
+    if row["status"] == "done":
+        return str(row["text"])
+    return f"({row['status']}: {row['error']})" if row["error"] else f"({row['status']})"
 
 
 def _summary(run: "Run", written: int, output: Path | None, *, cut: bool) -> str:

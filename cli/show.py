@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import IO
 
+FILE_WIDTH = 140      # columns of a table that goes to a file or a pipe
+
 
 def escape(text: str) -> str:
     """Write control characters as escapes (`\\x1b`), so that a text cannot drive the terminal; \\n stays."""
@@ -24,18 +26,18 @@ def duration(seconds: float) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], out: IO[str] | None = None) -> None:
-    """Print a table to stdout or `out`; as wide as the terminal, or as it needs where that is none."""
+    """Print a table to stdout or `out`, as wide as the terminal, or FILE_WIDTH where there is none."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(escape("" if cell is None else str(cell))) for cell in row))
     console = Console(file=out, highlight=False)
     if not console.is_terminal:
-        console.width = max(console.measure(table).maximum, 1)
+        console.width = FILE_WIDTH
     console.print(table)

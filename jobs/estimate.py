@@ -20,21 +20,10 @@ class Estimate:
     rate_run: str | None                  # the run that the rate comes from
     comparisons_per_minute: float | None
 
-    def lines(self) -> list[str]:
-        """Say it in lines for a person."""
-        time = "time: no run with a rate yet in this database"
-        if self.comparisons_per_minute:
-            minutes = self.pairs / self.comparisons_per_minute
-            time = (f"time: about {minutes:,.1f} min at the {self.comparisons_per_minute:,.1f} comparisons/min of "
-                    f"run {self.rate_run}")
-        return [
-            f"pairs: {self.pairs:,} over {self.images:,} images",
-            f"jobs: {self.jobs:,}",
-            f"prompt tokens: {self.prompt_tokens:,} a pair, {self.prompt_tokens * self.pairs:,} in all",
-            f"answer tokens: at most {self.max_tokens:,} a pair, {self.max_tokens * self.pairs:,} in all",
-            time,
-            "nothing was enqueued (--dry-run)",
-        ]
+    @property
+    def seconds(self) -> float | None:
+        """Return the time it takes at that rate."""
+        return 60 * self.pairs / self.comparisons_per_minute if self.comparisons_per_minute else None
 
 
 def estimate(plan: Plan, location: str) -> Estimate:

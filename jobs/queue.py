@@ -101,11 +101,11 @@ class JobQueue:
             pipe.delete(*map(TicketJob.key_for, ids))
             for ticket in tickets:
                 data = JSONSerializer.dumps(ticket_data(ticket))      # type: ignore[no-untyped-call]  # RQ has none here
-                pipe.hset(TicketJob.key_for(ticket.id), mapping={**fields, "data": data})
+                pipe.hset(TicketJob.key_for(ticket.id), mapping=fields | {"data": data})
             pipe.rpush(self.rq.key, *ids)
             pipe.execute()
 
-    def _fields(self) -> dict[str, Any]:
+    def _fields(self) -> dict[Any, Any]:
         """Give what the hashes of all tickets have in common, as RQ writes them.
 
         Written once, not by RQ's enqueue_many for each: a bulk enqueue is three times as fast.

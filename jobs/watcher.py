@@ -3,8 +3,10 @@
 It is run as a file, isolated from packages and from the current folder: standard library only. It knows no queue.
 """
 
+import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -57,7 +59,7 @@ def is_locked(path: Path) -> bool:
 
 
 def ping() -> bytes:
-    """Ask the server for a sign of life; empty when there is none."""
+    """Ask the server of this folder for a sign of life; empty when there is none."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(2.0)
         try:
@@ -68,103 +70,135 @@ def ping() -> bytes:
             return b""
 
 
-def start_server(binary: str) -> None:
-    """Start the server in a session of its own, where no Ctrl-C and no closing terminal reaches it."""
-    lock = try_lock(SERVER_LOCK)
-    if lock is None:
-        raise SystemExit("another server has just started in this folder")
-    SOCKET.unlink(missing_ok=True)
-    # The whole path, so that a list of processes tells whose server it is.
-    command = [binary, *OPTIONS, "--unixsocket", str(SOCKET.absolute())]
-    mode = "wb" if LOG.exists() and LOG.stat().st_size > LOG_LIMIT else "ab"
-    with LOG.open(mode) as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock,),
-                                   start_new_session=True)
-    PID.write_text(str(process.pid))
-    os.close(lock)
+class Server:
+    """The one server of the current folder, whoever has started it. It can be ended even when the folder is gone."""
 
+    def __init__(self, binary: str) -> None:
+        self.binary = binary
+        self.lock = os.open(SERVER_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        self.pid: int | None = None
 
-def is_ready() -> bool:
-    """Wait until the server answers, however long it loads; False when it dies or keeps silent."""
-    deadline = time.monotonic() + SILENCE
-    while is_locked(SERVER_LOCK) and time.monotonic() < deadline:
-        answer = ping()
-        if answer.startswith(b"+PONG"):
+    def is_alive(self) -> bool:
+        """Say whether a server runs: it holds the lock as long as it lives."""
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
-        if answer:
-            deadline = time.monotonic() + SILENCE
-        time.sleep(0.02)
-    return False
+        fcntl.flock(self.lock, fcntl.LOCK_UN)
+        return False
 
+    def serve(self) -> None:
+        """Have a server that answers: adopt the one that is there, or start one, without its journal if it must be."""
+        if self.is_alive():
+            self.pid = read_pid()
+            if self.is_ready():
+                return
+            self.stop()
+        self.start()
+        if not self.is_ready():
+            self.stop()
+            self.start_without_journal()
 
-def stop_server() -> None:
-    """End the server: cleanly, or by force when it does not go."""
-    for signum, limit in ((signal.SIGTERM, STOP_LIMIT), (signal.SIGKILL, 1.0)):
-        if is_locked(SERVER_LOCK):
-            send(signum)
-        deadline = time.monotonic() + limit
-        while is_locked(SERVER_LOCK) and time.monotonic() < deadline:
+    def start(self) -> None:
+        """Start the server in a session of its own, where no Ctrl-C and no closing terminal reaches it."""
+        lock = try_lock(SERVER_LOCK)
+        if lock is None:
+            raise SystemExit("another server has just started in this folder")
+        SOCKET.unlink(missing_ok=True)
+        # The whole path, so that a list of processes tells whose server it is.
+        command = [self.binary, *OPTIONS, "--unixsocket", str(SOCKET.absolute())]
+        mode = "wb" if LOG.exists() and LOG.stat().st_size > LOG_LIMIT else "ab"
+        with LOG.open(mode) as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock,),
+                                       start_new_session=True)
+        self.pid = process.pid
+        PID.write_text(str(process.pid))
+        os.close(lock)
+
+    def is_ready(self) -> bool:
+        """Wait until the server answers, however long it loads; False when it dies or keeps silent."""
+        deadline = time.monotonic() + SILENCE
+        while self.is_alive() and time.monotonic() < deadline:
+            answer = ping()
+            if answer.startswith(b"+PONG"):
+                return True
+            if answer:
+                deadline = time.monotonic() + SILENCE
             time.sleep(0.02)
-    SOCKET.unlink(missing_ok=True)
-    PID.unlink(missing_ok=True)
+        return False
+
+    def stop(self) -> None:
+        """End the server: cleanly, or by force when it does not go."""
+        for signum, limit in ((signal.SIGTERM, STOP_LIMIT), (signal.SIGKILL, 1.0)):
+            if self.pid is not None and self.is_alive():      # the lock is held, so the process is still the server
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signum)
+            deadline = time.monotonic() + limit
+            while self.is_alive() and time.monotonic() < deadline:
+                time.sleep(0.02)
+        self.pid = None
+        SOCKET.unlink(missing_ok=True)
+        PID.unlink(missing_ok=True)
+
+    def start_without_journal(self) -> None:
+        """Set the journal aside and start again; when that is no better, the journal is not to blame and comes back."""
+        aside = set_aside()
+        if aside is not None:
+            self.start()
+            if self.is_ready():
+                SET_ASIDE.write_text(aside.name)
+                return
+            self.stop()
+            restore(aside)
+        raise SystemExit(f"the server ended at once; its log is {LOG.absolute()}")
 
 
-def send(signum: int) -> None:
-    """Send the server a signal. Its lock was held a moment ago, so the recorded process is still the server."""
+def read_pid() -> int | None:
+    """Read which process the server is, as written by the watcher that has started it."""
     try:
-        os.kill(int(PID.read_text()), signum)
-    except (OSError, ValueError) as error:
-        print(f"watcher: no signal to the server: {error}", file=sys.stderr)
+        return int(PID.read_text())
+    except (OSError, ValueError):
+        return None
 
 
-def serve(binary: str) -> None:
-    """Have a server that answers: adopt the one that is there, or start one, with an empty queue if it must be."""
-    if is_locked(SERVER_LOCK):
-        if is_ready():
-            return
-        stop_server()
-    start_server(binary)
-    if not is_ready():
-        stop_server()
-        start_without_journal(binary)
-
-
-def start_without_journal(binary: str) -> None:
-    """Set the journal aside and start again; when that is no better, the journal was not to blame and comes back."""
+def set_aside() -> Path | None:
+    """Move the journal to a folder of its own; None when there is no journal."""
     journals = [path for path in JOURNALS if path.exists()]
     if not journals:
-        raise SystemExit(f"the server ended at once; its log is {LOG.resolve()}")
+        return None
     aside = Path(tempfile.mkdtemp(prefix=time.strftime("set-aside-%Y%m%dT%H%M%S-"), dir="."))
     for path in journals:
         path.rename(aside / path.name)
-    start_server(binary)
-    if is_ready():
-        SET_ASIDE.write_text(aside.name)
-        return
-    stop_server()
-    restore(aside)
-    raise SystemExit(f"the server ended at once; its log is {LOG.resolve()}")
+    return aside
 
 
 def restore(aside: Path) -> None:
-    """Put the journal back that was set aside without need."""
+    """Put the journal back in the place of what a failed start may have begun."""
     for path in list(aside.iterdir()):
-        if not Path(path.name).exists():
-            path.rename(path.name)
-    if not any(aside.iterdir()):
-        aside.rmdir()
+        shutil.rmtree(path.name, ignore_errors=True)
+        path.rename(path.name)
+    aside.rmdir()
 
 
-def watch(binary: str) -> None:
+def watch(server: Server, clients: int) -> None:
     """Keep the server alive while it has clients; end it when the last one has gone."""
-    while try_lock(CLIENTS_LOCK) is None:
-        if not is_locked(SERVER_LOCK):
+    while is_held(clients):
+        if not server.is_alive():
             try:
-                serve(binary)
+                server.serve()
             except (SystemExit, OSError) as error:
-                print(f"watcher: {error}", file=sys.stderr)
+                print(f"watcher: {error}", file=sys.stderr, flush=True)
         time.sleep(POLL)
-    stop_server()
+    server.stop()
+
+
+def is_held(clients: int) -> bool:
+    """Say whether a client holds the lock. When none does, this process does from now on, and comers wait."""
+    try:
+        fcntl.flock(clients, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def detach() -> None:
@@ -185,9 +219,11 @@ def main(folder: str, binary: str) -> None:
     lock = try_lock(WATCHER_LOCK)
     if lock is None:
         return
-    serve(binary)
+    clients = os.open(CLIENTS_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    server = Server(binary)
+    server.serve()
     detach()
-    watch(binary)      # clients' and watcher's locks are held until the process ends, after its server
+    watch(server, clients)      # the locks of watcher and clients are held until this process ends
 
 
 if __name__ == "__main__":

@@ -124,9 +124,9 @@ class Database:
             if type(error) not in (exc.DatabaseError, exc.OperationalError):
                 raise
             what = advice(error.orig) if self.path else "check that the server runs, and user, password and database"
+            found = " ".join(str(error.orig).split())
             raise DatabaseError(
-                f"{self.location}: expected a database that can be read and written, found: "
-                f"{str(error.orig).strip()}; {what}"
+                f"{self.location}: expected a database that can be read and written, found: {found}; {what}"
             ) from error
 
 

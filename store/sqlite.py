@@ -112,10 +112,11 @@ def tidy(path: Path) -> None:
 
 _ADVICE = (
     ("SQLITE_FULL", "make room on the disk and try again; nothing that was recorded is lost"),
-    ("SQLITE_READONLY", "check the permissions of the file and its folder"),
+    ("SQLITE_READONLY", "check the permissions of the file and of its folder, where SQLite writes even to read"),
     ("SQLITE_BUSY", f"end the program that has held it for {BUSY_TIMEOUT:g} s and try again"),
     ("SQLITE_NOTADB", "give another --db; the file was left as it is"),
     ("SQLITE_CORRUPT", "restore a copy, or save what can be read with `sqlite3 FILE .recover`"),
+    ("SQLITE_ERROR", "was it changed by another program? restore a copy, or give another --db"),
     ("SQLITE_", "check that file and folder can be read and written, and lie on a local disk"),
 )
 

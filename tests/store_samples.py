@@ -16,8 +16,9 @@ IMAGES = ("cats/one.jpg", "cats/two.jpg", "dogs/one.jpg", "100%_sure.png")
 NEW_RUN = NewRun(
     name="night", prompt="Compare these two images.", thinking=False,
     sampling=Sampling(do_sample=True, temperature=0.7, top_k=40, top_p=0.9, repetition_penalty=1.1, max_tokens=20),
-    seed=2**53 - 1, batch_size=4, pairs_file="/data/pairs.txt", pairs_sha256="a" * 64, embeddings_dir="/data/embeddings",
-    embeddings_fingerprint="e" * 64, weights_dir="/data/weights", model_fingerprint="f" * 64, version="0.1.0",
+    seed=2**53 - 1, batch_size=4, pairs_file="/data/pairs.txt", pairs_sha256="a" * 64,
+    embeddings_dir="/data/embeddings", embeddings_fingerprint="e" * 64, weights_dir="/data/weights",
+    model_fingerprint="f" * 64, version="0.1.0",
     environment={"python": "3.11.7", "chip": "Apple M4"}, argv=("diptych", "enqueue", "pairs.txt"),
 )
 

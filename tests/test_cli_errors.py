@@ -182,7 +182,7 @@ def test_options_out_of_their_range_are_refused(
 
 def test_temperature_zero_is_no_fault_without_sampling(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(diptych, ["enqueue", "pairs.txt", "--greedy", "--temperature", "0", "--dry-run"]) == 0
-    assert "jobs: 1" in capsys.readouterr().out
+    assert "in 1 jobs" in capsys.readouterr().out
 
 
 def test_a_database_that_cannot_be_written_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,12 @@ def test_a_line_that_is_no_pair_is_refused_with_file_line_and_text(file: Path, l
     assert expected in message
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("line", [b"x,1", b"1,\0", b"1,\xff"])
+def test_lines_are_counted_as_an_editor_does(file: Path, end: bytes, line: bytes) -> None:
+    assert f"{file}, line 3: " in refusal(file, b"0,1" + end + end + line + end + b"2,3")
+
+
 def test_a_long_line_is_shortened_in_the_message(file: Path) -> None:
     assert len(refusal(file, b"x" * 100_000)) < len(str(file)) + 200
 

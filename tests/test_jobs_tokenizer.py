@@ -113,7 +113,7 @@ def test_an_id_beyond_the_tokenizer_is_no_text(tokenizer: Tokenizer) -> None:
     (False, [THINK, END_THINK, "\nA"], "A", ""),
     (False, ["\nA"], "\nA", ""),
     (False, ["A", THINK, "b", END_THINK, "C"], "AC", "b"),
-    (False, ["A", END_THINK, "B"], "AB", ""),
+    (False, ["A", END_THINK, "\nB"], "A\nB", ""),
     (True, ["why", END_THINK, BOX, "A", 18], "A", "why"),
     (False, [], "", ""),
 ])

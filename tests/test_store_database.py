@@ -6,6 +6,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from conftest import wait_for
 from sqlalchemy.exc import IntegrityError
 from store_samples import create_database, finish, make_row, make_run, python
 
-from store import sqlite
 from store.database import batched, database_exists, open_database
 from store.errors import DatabaseError
 from store.results import record_results
@@ -23,29 +23,21 @@ from store.sqlite import locked
 
 
 @pytest.fixture
-def ordinary_user() -> Iterator[Path]:
-    """A folder that anyone may enter, and, where the tests run as root, a user who is not: root may do anything."""
+def shared_folder() -> Iterator[Path]:
+    """A folder that any user may enter."""
     with tempfile.TemporaryDirectory(prefix="dt-") as name:
         Path(name).chmod(0o755)
-        was_root = os.geteuid() == 0
-        if was_root:
-            os.seteuid(65534)
-        try:
-            yield Path(name)
-        finally:
-            if was_root:
-                os.seteuid(0)
+        yield Path(name)
+        Path(name).chmod(0o755)
 
 
-def as_root(action: str, path: Path) -> None:
-    """Do something as the owner of the folder, then be the ordinary user again."""
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Be somebody who is not root, to whom permissions mean nothing."""
     user = os.geteuid()
-    os.seteuid(os.getuid())
+    os.seteuid(user or 65534)
     try:
-        if action == "create":
-            create_database(path.parent).close()
-        path.chmod(0o444 if action == "create" else 0o000)
-        path.parent.chmod(0o555)
+        yield
     finally:
         os.seteuid(user)
 
@@ -170,33 +162,38 @@ def test_a_link_shares_the_lock_of_the_file_it_leads_to(tmp_path: Path) -> None:
         assert (other.path, other.id) == (db.path, db.id)
 
 
-def test_a_folder_that_cannot_be_written_is_named(ordinary_user: Path) -> None:
-    path = ordinary_user / "results.db"
-    if os.getuid() != 0:
-        ordinary_user.chmod(0o555)
+def test_a_folder_that_cannot_be_written_is_named(shared_folder: Path) -> None:
+    shared_folder.chmod(0o555)
 
-    with pytest.raises(DatabaseError, match=r"results\.db: expected .*found Permission denied.*permissions"):
-        open_database(str(path), create=True)
+    with ordinary_user(), pytest.raises(DatabaseError, match=r"results\.db: .*found Permission denied.*permissions"):
+        open_database(str(shared_folder / "results.db"), create=True)
 
 
-def test_a_file_that_cannot_be_read_is_named(ordinary_user: Path) -> None:
-    path = ordinary_user / "results.db"
-    os.seteuid(os.getuid())
-    path.write_bytes(b"x")
-    as_root("close", path)
-    if os.getuid() == 0:
-        os.seteuid(65534)
+def test_a_file_that_cannot_be_read_is_named(shared_folder: Path) -> None:
+    create_database(shared_folder).close()
+    (shared_folder / "results.db").chmod(0)
 
-    with pytest.raises(DatabaseError, match=r"results\.db: expected .*unable to open.*check"):
-        open_database(str(path), create=False)
+    with ordinary_user(), pytest.raises(DatabaseError, match=r"results\.db: expected .*unable to open.*check"):
+        open_database(str(shared_folder / "results.db"), create=False)
 
 
-def test_a_database_that_cannot_be_written_is_named(ordinary_user: Path) -> None:
-    path = ordinary_user / "results.db"
-    as_root("create", path)
+def test_a_database_that_cannot_be_written_is_named(shared_folder: Path) -> None:
+    create_database(shared_folder).close()
+    (shared_folder / "results.db").chmod(0o444)
+    shared_folder.chmod(0o555)
 
-    with pytest.raises(DatabaseError, match=r"results\.db: expected .*check"), open_database(str(path), create=True) as db:
+    with ordinary_user(), pytest.raises(DatabaseError, match=r"results\.db: .*check the permissions of the file"):
+        open_database(str(shared_folder / "results.db"), create=True)
+
+
+def test_a_database_that_another_user_may_only_read_is_read_while_it_is_written(shared_folder: Path) -> None:
+    with create_database(shared_folder) as db:
         make_run(db)
+
+        with ordinary_user(), open_database(db.location, create=False) as other:
+            assert [run.total for run in list_runs(other)] == [8]
+            with pytest.raises(DatabaseError, match=r"found Permission denied \(results\.db-lock\)"):
+                make_run(other)
 
 
 def test_processes_that_create_a_database_at_once_agree_on_its_id(tmp_path: Path) -> None:
@@ -286,7 +283,7 @@ def test_a_read_sees_one_moment(tmp_path: Path) -> None:
 
 def test_an_exception_rolls_a_transaction_back(tmp_path: Path) -> None:
     with create_database(tmp_path) as db:
-        with pytest.raises(ZeroDivisionError), db.write() as connection:
+        with suppress(ZeroDivisionError), db.write() as connection:
             connection.execute(meta.insert().values(key="a", value="b"))
             raise ZeroDivisionError
 
@@ -400,15 +397,13 @@ def test_only_who_holds_the_lock_folds_the_log_in(tmp_path: Path) -> None:
                 pass
 
 
-def test_a_file_system_without_a_log_is_refused(tmp_path: Path) -> None:
-    connection = sqlite3.connect(tmp_path / "results.db")
-    connection.execute("create table a (b)")
-    connection.execute("begin immediate")
+def test_a_file_system_without_a_write_ahead_log_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+    # SQLite's own stand-in for a file system without shared memory.
+    monkeypatch.setattr(sqlite3, "connect", lambda address, **options: connect(f"{address}&vfs=unix-none", **options))
 
-    with pytest.raises((DatabaseError, sqlite3.OperationalError)):
-        sqlite.connect(tmp_path / "results.db", "rw")
-
-    connection.close()
+    with pytest.raises(DatabaseError, match="found journal mode 'delete'; give a --db on a local disk"):
+        create_database(tmp_path)
 
 
 def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

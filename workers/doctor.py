@@ -87,7 +87,7 @@ def _sqlite() -> Finding:
     low, high = WAL_RESET_BUG
     note = ""
     if low <= sqlite3.sqlite_version_info <= high:
-        note = " (has the WAL-reset bug of 3.7.0 to 3.51.2; diptych's own lock keeps clear of it, other writers must not)"
+        note = " (has the WAL-reset bug of 3.7.0 to 3.51.2: diptych's own lock keeps clear of it)"
     return Finding("SQLite", sqlite3.sqlite_version + note)
 
 

@@ -1,7 +1,6 @@
 """Images from a folder, squared and cut into patches as the vision tower takes them. It knows no MLX."""
 
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from store.checkpoint import ImageConfig
 from store.errors import ImagesError
@@ -18,6 +17,12 @@ Fit = Literal["squash", "pad", "crop"]
 
 HEIC = (".heic", ".heif")
 SUFFIXES = (".avif", ".bmp", ".gif", *HEIC, ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+ORIENTATION = 0x0112         # the EXIF tag; 1 is upright
+TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 WHITE = (255, 255, 255)      # under transparency, and around an image that is padded
 
 
@@ -111,12 +116,13 @@ def _check_size(path: Path, image: Image.Image) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF orientation says; damaged EXIF data says nothing."""
+    """Turn an image as its EXIF orientation says.
+
+    Not by ImageOps.exif_transpose, which writes the other tags anew and fails where one of them is damaged.
+    """
     image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except (SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
-        return image
+    turn = TURNS.get(image.getexif().get(ORIENTATION))
+    return image if turn is None else image.transpose(turn)
 
 
 def _rgb(path: Path, image: Image.Image) -> Image.Image:
@@ -146,8 +152,10 @@ def _square(image: Image.Image, side: int, fit: Fit) -> Image.Image:
     if fit == "pad":
         return _pad(image, side)
     edge = min(image.size)
-    left, top = (image.width - edge) / 2, (image.height - edge) / 2
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge))
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    # Cut first: resize(box=...) would let the filter see what lies outside.
+    centre = image.crop((left, top, left + edge, top + edge))
+    return centre.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def _pad(image: Image.Image, side: int) -> Image.Image:

@@ -73,7 +73,7 @@ def _finish(place: Workplace, run: Run, job: int, pairs: int, seconds: float) ->
 def _compute(slice_: "Slice") -> bool:
     """Compute and record one slice; False when the run was cancelled on the way."""
     place, run, loaded = slice_.place, slice_.run, slice_.loaded
-    cancelled = make_cancel_check(place.database, run.id)
+    cancelled, heed = make_cancel_check(place.database, run.id), make_stop_check(place.stop)
     with slice_:
         rows = slice_.read_rows()
         with closing(loaded.engine.generate(loaded.inputs.prompt, rows, run.sampling)) as steps:
@@ -81,11 +81,25 @@ def _compute(slice_: "Slice") -> bool:
                 for token in step:
                     slice_.take(token.key, token.id, token.finish_reason)
                 slice_.record_if_due()
-                if place.stop.now:
-                    raise Stopped
+                heed()
                 if cancelled():
                     return False
     return True
+
+
+def make_stop_check(stop: Stop) -> Callable[[], None]:
+    """Make a function that says once that a stop was heard, and raises Stopped when it is for now."""
+    said = False
+
+    def heed() -> None:
+        nonlocal said
+        if stop.now:
+            raise Stopped
+        if stop.requested and not said:
+            said = True
+            logger.info("finishing the slice in hand; once more to stop now")
+
+    return heed
 
 
 def make_cancel_check(database: Database, run_id: str) -> Callable[[], bool]:

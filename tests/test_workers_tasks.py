@@ -1,0 +1,222 @@
+"""A job from ticket to results: what fails alone, what is recorded early, what is refused."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import SMALL, WEIGHTS
+
+from jobs.enqueue import Plan, Request, plan_run
+from jobs.inputs import Settings
+from store.cache import DatabaseCache
+from store.database import Database, open_database
+from store.errors import EmbeddingsError, WeightsError
+from store.records import NewRun, Pair, Run, Sampling
+from store.results import read_result
+from store.runs import cancel_run, create_run, find_run, lift_cancel
+from workers import tasks
+from workers.report import Reporter
+from workers.session import Session
+from workers.stop import Stop, Stopped
+from workers.tasks import Workplace, compare_job
+
+SAMPLING = Sampling(max_tokens=24, do_sample=False)
+
+
+@pytest.fixture
+def database(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    monkeypatch.chdir(workspace)
+    with open_database("results.db", create=True) as opened:
+        yield opened
+
+
+def plan(**changes: object) -> Plan:
+    settings = Settings(Path("embeddings_512"), Path("vision_weights"), "Compare these two images.", False, SAMPLING)
+    return plan_run(replace(Request(settings, Path("pairs.txt"), None, 5, 8, None, ()), **changes))
+
+
+def record_run(database: Database, planned: Plan) -> Run:
+    """Record a planned run without a queue."""
+    from jobs.enqueue import _new_run, _rows
+
+    new: NewRun = _new_run(planned, DatabaseCache(database))
+    return create_run(database, new, _rows(planned), planned.inputs.embeddings.filenames)
+
+
+def workplace(database: Database, stop: Stop | None = None, reporter: Reporter | None = None) -> Workplace:
+    reporter = reporter or Reporter()
+    session = Session(database, weights=None, embeds=None, reporter=reporter)
+    return Workplace(database, session, stop or Stop(), reporter, worker="tester", device="cpu")
+
+
+def rows(query: str) -> list[tuple[object, ...]]:
+    connection = sqlite3.connect("results.db")
+    found = connection.execute(query).fetchall()
+    connection.close()
+    return found
+
+
+def test_a_job_that_is_done_again_changes_nothing(database: Database) -> None:
+    run = record_run(database, plan())
+    compare_job(workplace(database), run.id, 0)
+    before = rows("select * from results order by position")
+
+    compare_job(workplace(database), run.id, 0)
+
+    assert rows("select * from results order by position") == before
+    assert len(before) == 8
+
+
+def test_a_partly_done_job_is_computed_whole_and_rows_already_there_stay(database: Database) -> None:
+    run = record_run(database, plan())
+    compare_job(workplace(database), run.id, 0)
+    whole = rows("select position, text, token_ids, seed from results order by position")
+    with sqlite3.connect("results.db") as connection:
+        connection.execute("delete from results where position in (1, 5)")
+        connection.execute("update runs set done = 6, finished_at = null")
+    connection.close()
+
+    compare_job(workplace(database), run.id, 0)
+
+    assert rows("select position, text, token_ids, seed from results order by position") == whole
+    assert rows("select distinct attempt, batch_size from results where position in (1, 5)") == [(2, 8)]
+    assert rows("select distinct attempt from results where position not in (1, 5)") == [(1,)]
+    assert find_run(database, run.id).state == "done"
+
+
+def test_a_pair_whose_embedding_went_bad_fails_alone_with_its_reason(database: Database) -> None:
+    run = record_run(database, plan())
+    place = workplace(database)
+    place.session.prepare(run)
+    embeddings = place.session.prepare(run).inputs.embeddings
+    embeddings.__dict__["rows"] = spoilt = embeddings.rows.copy()
+    spoilt[3, 7, 7] = float("nan")
+
+    compare_job(place, run.id, 0)
+
+    failed = rows("select position, text, error from comparisons where status = 'failed'")
+    assert [row[0] for row in failed] == [4, 5, 6]      # the pairs with image 3
+    assert all(text == "" and "003.png" in str(error) for _, text, error in failed)
+    assert rows("select done, failed, state from run_summary") == [(5, 3, "done")]
+
+
+def test_a_second_signal_stops_at_the_next_step_and_what_had_finished_is_recorded(database: Database) -> None:
+    stop = Stop()
+
+    class StopsAtTheFirstResult(Reporter):
+        def row(self, *_: object) -> None:
+            stop.level = 2
+
+    run = record_run(database, plan())
+
+    with pytest.raises(Stopped):
+        compare_job(workplace(database, stop, StopsAtTheFirstResult()), run.id, 0)
+
+    found = find_run(database, run.id)
+    assert 1 <= found.done < 8
+    assert found.state == "running"
+    assert rows("select started_at, finished_at from jobs") == [(None, None)]
+
+
+def test_a_first_signal_lets_the_slice_finish(database: Database) -> None:
+    stop = Stop()
+    stop.request()
+    run = record_run(database, plan())
+
+    compare_job(workplace(database, stop), run.id, 0)
+
+    assert find_run(database, run.id).done == 8
+
+
+def test_finished_rows_are_recorded_while_others_go_on(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "RECORD_EVERY", 0.0)
+    seen: list[int] = []
+
+    class Looks(Reporter):
+        def row(self, run: Run, pair: Pair, result: object) -> None:
+            seen.append(find_run(database, run.id).done)
+
+    run = record_run(database, plan())
+
+    compare_job(workplace(database, reporter=Looks()), run.id, 0)
+
+    assert seen[0] == 0
+    assert 0 < seen[-1] < 8
+
+
+def test_a_cancelled_run_stops_in_the_middle_of_a_job_and_can_be_taken_up_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "CANCEL_EVERY", 0.0)
+
+    class Cancels(Reporter):
+        def row(self, run: Run, pair: Pair, result: object) -> None:
+            if find_run(database, run.id).state != "cancelled":
+                cancel_run(database, run.id)
+
+    run = record_run(database, plan())
+    compare_job(workplace(database, reporter=Cancels()), run.id, 0)
+    assert find_run(database, run.id).state == "cancelled"
+    assert 1 <= find_run(database, run.id).done < 8
+
+    lift_cancel(database, run.id)
+    compare_job(workplace(database), run.id, 0)
+    assert find_run(database, run.id).done == 8
+
+
+def test_weights_that_are_no_longer_those_of_the_run_are_refused_and_the_job_stays_to_be_done(
+    database: Database, workspace: Path
+) -> None:
+    import shutil
+
+    (workspace / "vision_weights").unlink()
+    shutil.copytree(WEIGHTS, workspace / "vision_weights")
+    run = record_run(database, plan())
+    weights = workspace / "vision_weights" / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1000] ^= 1
+    weights.write_bytes(changed)
+
+    with pytest.raises(WeightsError, match=f"not the one that run {run.id} was enqueued with"):
+        compare_job(workplace(database), run.id, 0)
+
+    assert rows("select done, state from run_summary") == [(0, "queued")]
+
+
+def test_embeddings_that_are_no_longer_those_of_the_run_are_refused(database: Database, workspace: Path) -> None:
+    run = record_run(database, plan())
+    embeddings = workspace / "embeddings_512" / "embeddings.bin"
+    changed = bytearray(embeddings.read_bytes())
+    changed[0] ^= 1
+    embeddings.write_bytes(changed)
+
+    with pytest.raises(EmbeddingsError, match="not those that run"):
+        compare_job(workplace(database), run.id, 0)
+
+
+def test_a_run_goes_on_where_its_files_have_moved_to(database: Database, workspace: Path) -> None:
+    run = record_run(database, plan())
+    os.rename(workspace / "embeddings_512", workspace / "elsewhere")
+    reporter = Reporter()
+    session = Session(database, weights=SMALL / "weights", embeds=workspace / "elsewhere", reporter=reporter)
+
+    compare_job(Workplace(database, session, Stop(), reporter, "tester", "cpu"), run.id, 0)
+
+    assert find_run(database, run.id).done == 8
+
+
+def test_a_result_carries_what_it_was_made_with(database: Database) -> None:
+    run = record_run(database, plan())
+
+    compare_job(workplace(database), run.id, 0)
+
+    result = read_result(database, run.id, 2)
+    assert result is not None
+    assert (result.worker, result.device, result.attempt, result.batch_size) == ("tester", "cpu", 1, 8)
+    assert result.started_at <= result.finished_at
+    assert result.prompt_tokens == len(plan().inputs.prompt.token_ids)
