@@ -20,6 +20,7 @@ from store.records import Comparison, NewRun, Pair, Sampling
 from store.results import record_results
 from store.runs import create_run
 
+WHEN = "2026-01-01T00:00:00.000Z"
 AT_A_TIME = 5_000      # rows of a transaction
 TEXT = "Image A is brighter and warmer than image B, which is the sharper of the two. " * 3
 
@@ -44,7 +45,7 @@ def results(start: int, end: int) -> Iterator[Comparison]:
         yield Comparison(
             position=position, status="done", text=TEXT, thinking="", finish_reason="stop",
             token_ids=tuple(range(50)), prompt_tokens=545, seed=position, batch_size=64, job=position // 64, attempt=1,
-            worker="worker", device="cpu", started_at="2026-01-01T00:00:00.000Z", finished_at="2026-01-01T00:01:00.000Z",
+            worker="worker", device="cpu", started_at=WHEN, finished_at=WHEN,
         )
 
 

@@ -48,7 +48,7 @@ def command(
     for name, reason in made.failed:
         click.echo(f"skipped {escape(name)}: {escape(reason)}", err=True)
     if not values.quiet:
-        unknown = f", {made.skipped:,} files are no images" if made.skipped else ""
-        unread = f", {len(made.failed):,} images could not be read" if made.failed else ""
-        click.echo(f"{made.written:,} embeddings in {output}{unread}{unknown}", err=True)
+        unread = f"; unreadable images: {len(made.failed):,}" if made.failed else ""
+        other = f"; other files passed over: {made.skipped:,}" if made.skipped else ""
+        click.echo(f"{made.written:,} embeddings in {output}{unread}{other}", err=True)
     return FAILED if made.failed else 0

@@ -1,4 +1,4 @@
-"""What generation needs beside a model: checkpoint, embeddings and prompt, checked together. No queue, no SQL, no MLX."""
+"""What generation needs beside a model: checkpoint, embeddings and prompt, checked together. No queue, no SQL."""
 
 from dataclasses import dataclass
 from pathlib import Path

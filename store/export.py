@@ -81,7 +81,7 @@ def replacing(path: Path, *, binary: bool) -> Iterator[IO[Any]]:
         umask = os.umask(0)
         os.umask(umask)
         Path(part.name).chmod(0o666 & ~umask)      # a temporary file is private; a result is as any file
-        os.replace(part.name, path)
+        Path(part.name).replace(path)
     except BaseException:
         Path(part.name).unlink(missing_ok=True)
         raise

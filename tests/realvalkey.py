@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from jobs.server import find_binary
 
@@ -42,7 +44,7 @@ class Valkey:
     def answers(self) -> bool:
         """Say whether it answers, if only to ask for a password."""
         try:
-            with redis.Redis(unix_socket_path=str(self.socket)) as connection:
+            with redis.Redis(unix_socket_path=str(self.socket), retry=Retry(NoBackoff(), 0)) as connection:
                 return bool(connection.ping())
         except redis.AuthenticationError:
             return True

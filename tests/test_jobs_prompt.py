@@ -177,3 +177,46 @@ def test_templates_are_rendered_as_transformers_renders_them(template: str, expe
 
 def test_a_template_may_ask_for_the_date() -> None:
     assert render("{{ strftime_now('%Y') }}", [], thinking=False) in (time.strftime("%Y"), str(time.localtime()[0]))
+
+
+REAL = """[gMASK]<sop>
+{%- macro visible_text(content) -%}
+    {%- if content is string -%}
+        {{- content }}
+    {%- elif content is iterable and content is not mapping -%}
+        {%- for item in content -%}
+            {%- if item is mapping and item.type == 'text' -%}
+                {{- item.text }}
+            {%- elif item is mapping and (item.type == 'image' or 'image' in item) -%}
+                <|begin_of_image|><|image|><|end_of_image|>
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- set ns = namespace(last_user_index=-1) %}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}
+        {% set ns.last_user_index = loop.index0 -%}
+    {%- endif %}
+{%- endfor %}
+{% for m in messages %}
+{%- if m.role == 'user' -%}<|user|>
+{{ visible_text(m.content) }}
+{{- '/nothink' if (enable_thinking is defined and not enable_thinking
+                   and not visible_text(m.content).endswith("/nothink")) else '' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    <|assistant|>
+{{'<think></think>\\n' if (enable_thinking is defined and not enable_thinking) else ''}}
+{%- endif -%}
+"""
+
+
+def test_a_template_with_macros_and_namespaces_is_rendered_as_the_real_one_is(build: Any) -> None:
+    image = "<|begin_of_image|><|image|><|end_of_image|>"
+
+    plain, thinking = (build("Which?", thinking=thinking, template=REAL) for thinking in (False, True))
+
+    assert plain.rendered == f"[gMASK]<sop><|user|>\n{image}{image}Which?/nothink<|assistant|>\n<think></think>\n"
+    assert thinking.rendered == f"[gMASK]<sop><|user|>\n{image}{image}Which?<|assistant|>\n"

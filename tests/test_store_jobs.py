@@ -1,10 +1,14 @@
 """Jobs: what is left of a run, who works at it and how fast."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.engine import Connection
 from store_samples import create_database, make_pairs, make_row, make_run
 
 from store.database import Database
@@ -73,17 +77,15 @@ def test_no_question_about_one_job_walks_through_the_whole_run(database: Databas
     run = make_run(database, 100)
     plans: list[str] = []
 
-    def explain(connection: object, cursor: object, statement: str, parameters: tuple[object, ...], *rest: object) -> None:
-        if statement.startswith("SELECT"):
-            plan = database_connection.execute(f"explain query plan {statement}", parameters)
-            plans.extend(row[3] for row in plan)
+    def explain(connection: Connection, cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        with closing(sqlite3.connect(database.location)) as other:
+            plans.extend(row[3] for row in other.execute(f"explain query plan {statement}", parameters))
 
     with database.read() as connection:
-        database_connection = connection.connection.driver_connection
-        event.listen(connection.engine, "after_cursor_execute", explain)
-        read_pairs(database, run.id, 3)
-        done_positions(database, run.id, 3)
-        event.remove(connection.engine, "after_cursor_execute", explain)
+        engine = connection.engine
+    event.listen(engine, "after_cursor_execute", explain)
+    read_pairs(database, run.id, 3)
+    done_positions(database, run.id, 3)
 
     assert [plan for plan in plans if "pairs_by_job (run_id=? AND job=?)" in plan]
     assert not [plan for plan in plans if plan.startswith("SCAN") or "(run_id=?)" in plan]

@@ -16,8 +16,8 @@ COMPARISONS = """run_id, position, idx_a, idx_b, image_a, image_b, status, text,
     generated_tokens, seed, do_sample, temperature, top_k, top_p, repetition_penalty, max_tokens, prompt, batch_size,
     job_id, attempt, worker, device, started_at, finished_at, error"""
 RUN_SUMMARY = """run_id, name, state, created_at, finished_at, total, done, failed, pending, seed, do_sample,
-    temperature, top_k, top_p, repetition_penalty, max_tokens, prompt, batch_size, pairs_file, embeddings_dir, weights_dir,
-    model_fingerprint, embeddings_fingerprint, version"""
+    temperature, top_k, top_p, repetition_penalty, max_tokens, prompt, batch_size, pairs_file, embeddings_dir,
+    weights_dir, model_fingerprint, embeddings_fingerprint, version"""
 
 
 def add_note(connection: Connection) -> None:

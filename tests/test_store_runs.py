@@ -175,7 +175,7 @@ def test_the_beginning_of_an_id_is_enough_while_it_is_the_only_one(database: Dat
     assert find_run(database, "abc0000000").id == "abc0000000"
     assert find_run(database, "abd").id == "abd0000000"
     assert find_run(database, "F").id == "f000000000"
-    with pytest.raises(RunError, match=r"'ab': .*found 2 whose ids begin so.*abd0000000 \(night\), abc0000000 \(night\)$"):
+    with pytest.raises(RunError, match=r"found 2 whose ids begin so.*abd0000000 \(night\), abc0000000 \(night\)$"):
         find_run(database, "ab")
 
 

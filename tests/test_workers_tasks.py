@@ -1,6 +1,5 @@
 """A job from ticket to results: what fails alone, what is recorded early, what is refused."""
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -201,7 +200,7 @@ def test_embeddings_that_are_no_longer_those_of_the_run_are_refused(database: Da
 
 def test_a_run_goes_on_where_its_files_have_moved_to(database: Database, workspace: Path) -> None:
     run = record_run(database, plan())
-    os.rename(workspace / "embeddings_512", workspace / "elsewhere")
+    (workspace / "embeddings_512").rename(workspace / "elsewhere")
     reporter = Reporter()
     session = Session(database, weights=SMALL / "weights", embeds=workspace / "elsewhere", reporter=reporter)
 

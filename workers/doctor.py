@@ -97,7 +97,7 @@ def _database(patient: Patient) -> Finding:
     with open_database(patient.db, create=False) as database:
         runs = list_runs(database)
         done, total = sum(run.done for run in runs), sum(run.total for run in runs)
-        found = f"{database.location}, {len(runs):,} runs, {done:,} of {total:,} pairs done"
+        found = f"{database.location}, runs: {len(runs):,}, {done:,} of {total:,} pairs done"
         return Finding("database", found, _synced(database.path))
 
 

@@ -74,7 +74,7 @@ class Engine:
             hidden.append(last)
             yield []
         decoder = _Decoder(self.model, prompt, rows, sampling, cache, int(positions.max()) + 1)
-        yield from self._decode(rows, decoder, mx.concatenate(hidden), sampling.max_tokens)
+        yield from self._read(rows, decoder.run(mx.concatenate(hidden), sampling.max_tokens), sampling.max_tokens)
 
     def _prefill(self, prompt: Prompt, rows: Sequence[Row], rotate: Rotate, cache: KVCache) -> Iterator[mx.array]:
         """Run the prompts into the cache, some rows at a time; yield their hidden states at the end [n, hidden]."""
@@ -95,26 +95,16 @@ class Engine:
             done = end
         return mx.concatenate([*parts, text[:, done:]], axis=1)
 
-    def _decode(self, rows: Sequence[Row], decoder: "_Decoder", hidden: mx.array, max_tokens: int) -> Steps:
-        """Yield each step's tokens of the rows that go on, until none does.
-
-        A step is built while the device computes the one before, from its token that is still to come, and scheduled
-        the moment that token has been read. Scheduled any earlier, it would copy the whole cache.
-        """
-        tokens = decoder.choose(hidden)
-        mx.async_eval(tokens)
+    def _read(self, rows: Sequence[Row], steps: Iterator[mx.array], max_tokens: int) -> Steps:
+        """Read steps and yield the tokens of the rows that have not ended before, until all have."""
         running = list(range(len(rows)))
-        for count in range(1, max_tokens + 1):
-            following = decoder.step(tokens)
+        for count, tokens in enumerate(steps, start=1):
             ids = np.asarray(tokens).tolist()      # waits for the device
             step = [Token(rows[i].key, ids[i], self._reason(ids[i], count == max_tokens)) for i in running]
             running = [i for i, token in zip(running, step, strict=True) if token.finish_reason is None]
-            if running:
-                mx.async_eval(following)
             yield step
             if not running:
                 return
-            tokens = following
 
     def _reason(self, token_id: int, is_last: bool) -> FinishReason | None:
         if token_id in self.eos_token_ids:
@@ -136,27 +126,40 @@ class _Decoder:
         self._keys = row_keys([row.seed for row in rows]) if sampling.do_sample else None
         self._seen = mark_seen(prompt.token_ids, len(rows), vocab) if sampling.repetition_penalty != 1 else None
 
-    def choose(self, hidden: mx.array) -> mx.array:
-        """Choose the token of each row from its last hidden state [rows, hidden]; return [rows], lazy."""
+    def run(self, hidden: mx.array, max_tokens: int) -> Iterator[mx.array]:
+        """Yield the tokens [rows] of each step, lazy, from the prompts' last hidden states [rows, hidden] on.
+
+        The step after the one yielded is scheduled already, from its token that is still to come: the device never
+        waits for whoever reads. When all rows end early, that one step was in vain.
+        """
+        tokens = self._choose(hidden)
+        mx.async_eval(tokens)
+        for _ in range(max_tokens - 1):
+            following = self._step(tokens)
+            mx.async_eval(following)
+            yield tokens
+            tokens = following
+        yield tokens
+
+    def _choose(self, hidden: mx.array) -> mx.array:
         keys = None
         if self._keys is not None:
             self._keys, keys = split_keys(self._keys)
-        tokens = self._sampler(self._model.logits(hidden), keys, self._seen)
+        tokens = self._sampler(self._model.logits(hidden), keys, self._seen)      # [rows]
         if self._seen is not None:
             self._seen = mark_token(self._seen, tokens)
         return tokens
 
-    def step(self, tokens: mx.array) -> mx.array:
-        """Run the tokens [rows] of the last step through the model and choose the next ones; return [rows], lazy."""
+    def _step(self, tokens: mx.array) -> mx.array:
         rotate = make_step_rotation(self._model.config, self._position)
         window = self._cache.window(slice(0, tokens.shape[0]), self._offset)
         hidden = self._model(self._model.embed(tokens[:, None]), rotate, window)      # [rows, 1, hidden]
         self._position += 1
         self._offset += 1
-        return self.choose(hidden[:, -1])
+        return self._choose(hidden[:, -1])
 
 
-def collect(steps: Steps) -> Iterator[Generated]:
+def collect(steps: Steps) -> Generator[Generated, None, None]:
     """Gather the tokens of each row and yield it when it has ended; closing stops the work."""
     tokens: dict[int, list[int]] = defaultdict(list)
     with closing(steps):

@@ -104,7 +104,7 @@ def _register_heic(path: Path) -> None:
     try:
         import pillow_heif
     except ImportError:
-        raise ImagesError(f"{path}: HEIC images need the extra `heic`: pip install 'diptych[heic]'") from None
+        raise ImagesError(f"{path}: HEIC images need the extra `heic`: pip install pillow-heif") from None
     pillow_heif.register_heif_opener()
 
 

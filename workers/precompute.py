@@ -65,7 +65,7 @@ def precompute(
         closing(_read_ahead(source, found.paths, side, fit, BATCHES_AHEAD * batch_size)) as images,
     ):
         # Here, not in the readers: filters belong to the whole process, and setting them is not safe in threads.
-        warnings.filterwarnings("ignore", module="PIL")      # of damaged metadata, and of sizes, which read_image checks
+        warnings.filterwarnings("ignore", module="PIL")      # of metadata, and of sizes, which read_image checks
         for names, rows in _embed(model, checkpoint.image, _batches(images, batch_size, failed)):
             kept = _keep_finite(names, rows, failed)
             writer.append([names[i] for i in kept], rows[kept])

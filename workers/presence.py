@@ -1,4 +1,4 @@
-"""Which workers of this machine are alive: each holds the lock of a file of its own, and a lock ends with its process.
+"""Which workers of this machine are gone: each holds the lock of a file of its own, and a lock ends with its process.
 
 Of other machines' workers it knows nothing; their leases run out.
 """
@@ -21,35 +21,43 @@ class Presence:
     def __init__(self, database_id: str) -> None:
         self.folder: Path | None = None
         try:
-            self.folder = make_folder(database_id) / "workers"
-            self.folder.mkdir(mode=0o700, exist_ok=True)
+            folder = make_folder(database_id) / "workers"
+            folder.mkdir(mode=0o700, exist_ok=True)
+            self.folder = folder
         except (QueueError, OSError) as error:
             logger.warning("jobs of killed workers come back only when their leases run out: %s", error)
 
     def announce(self, name: str) -> int | None:
-        """Hold this worker's lock and return its descriptor."""
-        path = self._path(name)
-        return try_lock(path) if path else None
+        """Hold a worker's lock until its process ends, and return the descriptor; None where there are no files."""
+        path = self.file_of(name)
+        while path and path.parent.is_dir():
+            lock = try_lock(path)
+            if lock is not None and is_file(path, lock):
+                return lock
+            if lock is not None:
+                os.close(lock)      # another worker has removed the file in the moment before it was locked
+        return None
 
-    def leave(self, name: str, lock: int | None) -> None:
-        """Give this worker's lock back."""
-        path = self._path(name)
-        if path and lock is not None:
-            path.unlink(missing_ok=True)
-            os.close(lock)
+    def find_gone(self) -> set[Path]:
+        """Find the files of workers that are gone."""
+        return {path for path in self.folder.glob("*.lock") if not is_locked(path)} if self.folder else set()
 
-    def is_dead(self, name: str) -> bool:
-        """Say whether a worker was here and is gone; False when nothing is known of it."""
-        path = self._path(name)
-        return path is not None and path.exists() and not is_locked(path)
-
-    def sweep(self) -> None:
-        """Remove what dead workers have left, once their jobs have been rescued."""
-        for path in self.folder.glob("*.lock") if self.folder and self.folder.is_dir() else ():
-            if not is_locked(path):
+    def forget(self, gone: set[Path]) -> None:
+        """Remove files of workers that are gone, once their jobs have been put back."""
+        for path in gone:
+            if path.exists() and (lock := try_lock(path)) is not None:
                 path.unlink(missing_ok=True)
+                os.close(lock)
 
-    def _path(self, name: str) -> Path | None:
-        # A digest, since the name comes from Redis and could be any text.
+    def file_of(self, name: str) -> Path | None:
+        """Name a worker's file: by a digest, since names are read from Redis and could be any text."""
         digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        return self.folder / f"{digest}.lock" if self.folder and self.folder.is_dir() else None
+        return self.folder / f"{digest}.lock" if self.folder else None
+
+
+def is_file(path: Path, descriptor: int) -> bool:
+    """Say whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

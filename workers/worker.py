@@ -6,6 +6,7 @@ It knows queue and leases, neither models nor results. RQ sees an ordinary worke
 import contextlib
 import logging
 import math
+import os
 import threading
 import time
 import uuid
@@ -155,7 +156,8 @@ class Worker(SimpleWorker):
         finally:
             with contextlib.suppress(redis.RedisError, QueueError):
                 self.register_death()      # type: ignore[no-untyped-call]  # RQ has no types here
-            self.presence.leave(self.name, lock)
+            if lock is not None:
+                os.close(lock)      # its file stays, so that a job it could not put back is found
 
     def tend(self) -> None:
         """Once an interval, say that this worker lives and put back the tickets of those that do not."""
@@ -163,8 +165,9 @@ class Worker(SimpleWorker):
             return
         self._tended = time.monotonic()
         self.heartbeat()
-        self.tickets.rescue(self.presence.is_dead)
-        self.presence.sweep()
+        gone = self.presence.find_gone()
+        self.tickets.rescue(lambda name: self.presence.file_of(name) in gone)
+        self.presence.forget(gone)
 
     def handle(self, ticket: Ticket, prepare: Prepare) -> None:
         """Do the job of a ticket, which is taken when all is prepared for it."""

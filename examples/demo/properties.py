@@ -86,6 +86,11 @@ def question(property_: Property) -> str:
     return f"Which image is {property_.comparative}?"
 
 
+def interleaved(text: str) -> str:
+    """Name each image before it comes, then ask."""
+    return f"Image A: <image_a> Image B: <image_b> {text}"
+
+
 def describe(verdict: Verdict) -> str:
     """Say a verdict in one or two English sentences; `read_answer` takes it back."""
     a, b, same = (_of_side(verdict, side) for side in ("A", "B", "same"))

@@ -10,8 +10,9 @@ from store.checkpoint import TextConfig
 class KVCache:
     """Keys and values of a slice's rows, a block [rows, n_kv_heads, capacity, head_dim] each a layer.
 
-    MLX writes into a block only where nothing else still holds it: a step that is scheduled while the step before
-    it is running would copy every block. Evaluate one write before you schedule the next.
+    MLX writes into a block where no scheduled work still reads it, and copies the block where some does. So a piece
+    of the prefill is evaluated before the next is scheduled. A decode step may be scheduled during the one before:
+    MLX runs at most 10 tasks ahead, which is less than a step of more than a few layers.
     """
 
     def __init__(self, config: TextConfig, rows: int, capacity: int, dtype: mx.Dtype) -> None:

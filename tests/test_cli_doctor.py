@@ -1,0 +1,86 @@
+"""What `doctor` finds, and what it says to mend."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import WEIGHTS
+
+from cli.main import diptych, run
+
+
+@pytest.fixture(autouse=True)
+def here(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (workspace / "vision_weights").unlink()
+    shutil.copytree(WEIGHTS, workspace / "vision_weights")
+    monkeypatch.chdir(workspace)
+    return workspace
+
+
+def test_a_machine_with_all_in_place_has_nothing_to_mend(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    assert run(diptych, ["doctor"]) == 0
+
+    out = capsys.readouterr().out
+    for topic in ("device", "SQLite", "database", "queue", "weights", "embeddings", "GLM-4.6V-Flash"):
+        assert f"{topic}: " in out
+    assert "4 images of 256 x 64" in out
+    assert not (home / ".diptych").exists()
+    assert not Path("results.db").exists()
+
+
+def test_what_is_missing_is_said_with_the_way_to_mend_it(capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree("vision_weights")
+
+    assert run(diptych, ["doctor"]) == 1
+
+    assert "to mend: vision_weights: expected a folder of weights" in capsys.readouterr().out
+
+
+def test_a_redis_that_does_not_answer_is_to_mend_and_its_password_is_not_shown(
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(diptych, ["doctor", "--redis", "redis://:hushhush@127.0.0.1:1/0"]) == 1
+
+    out = capsys.readouterr().out
+    assert "127.0.0.1:1" in out
+    assert "hushhush" not in out
+
+
+def test_verify_finds_a_file_that_is_not_as_it_was_downloaded(capsys: pytest.CaptureFixture[str]) -> None:
+    notes = Path("vision_weights/.cache/huggingface/download")
+    notes.mkdir(parents=True)
+    weights = Path("vision_weights/model.safetensors")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    (notes / "model.safetensors.metadata").write_text(f"main\n{digest}\n0.0\n")
+
+    assert run(diptych, ["doctor", "--verify"]) == 0
+    assert f"model.safetensors: sha256 {digest}, as downloaded" in capsys.readouterr().out
+
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert run(diptych, ["doctor", "--verify"]) == 1
+    assert f"expected sha256 {digest}: download the file again" in capsys.readouterr().out
+
+
+def test_verify_reads_every_embedding(capsys: pytest.CaptureFixture[str]) -> None:
+    data = bytearray(Path("embeddings_512/embeddings.bin").read_bytes())
+    data[-2:] = b"\x00\x7c"      # infinity
+    Path("embeddings_512/embeddings.bin").write_bytes(data)
+
+    assert run(diptych, ["doctor"]) == 0
+    assert run(diptych, ["doctor", "--verify"]) == 1
+    assert "003.png" in capsys.readouterr().out
+
+
+def test_a_database_in_a_synced_folder_is_to_move(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    from store.database import open_database
+
+    folder = here / "Dropbox"
+    folder.mkdir()
+    with open_database(str(folder / "results.db"), create=True):
+        pass
+
+    assert run(diptych, ["doctor", "--db", str(folder / "results.db")]) == 1
+    assert "synced folder (dropbox)" in capsys.readouterr().out
