@@ -29,10 +29,10 @@ def make_run(database: Database, rows: int) -> str:
     """Record a run of so many rows; return its id."""
     new = NewRun(
         name=f"rows-{rows}", prompt="Compare these two images.", thinking=False, sampling=Sampling(), seed=0,
-        batch_size=64, pairs_file=None, pairs_sha256=None, embeddings_dir="/embeddings", embeddings_fingerprint="0" * 64,
-        weights_dir="/weights", model_fingerprint="0" * 64, version="0", environment={}, argv=(),
+        batch_size=64, pairs_file=None, pairs_sha256=None, embeddings_dir="/embeddings",
+        embeddings_fingerprint="0" * 64, weights_dir="/weights", model_fingerprint="0" * 64, version="0", environment={}, argv=(),
     )
-    pairs = (Pair(position, position % 1000, (position + 1) % 1000, position, position // 64) for position in range(rows))
+    pairs = (Pair(place, place % 1000, (place + 1) % 1000, seed=place, job=place // 64) for place in range(rows))
     run = create_run(database, new, pairs, [f"{index}.jpg" for index in range(1000)])
     for start in range(0, rows, AT_A_TIME):
         record_results(database, run.id, list(results(start, min(start + AT_A_TIME, rows))))

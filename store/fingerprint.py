@@ -44,21 +44,15 @@ def full_hash(path: Path) -> str:
 
 def _file_hash(path: Path, cache: FingerprintCache | None) -> str:
     """Return the hash of a file, out of the cache where it has it."""
-    before = path.stat()
-    known = cache.get(path, before) if cache else None
+    stat = path.stat()      # before it is read: if it changes meanwhile, what is kept fits no file
+    known = cache.get(path, stat) if cache else None
     if known is not None:
         return known
     with path.open("rb") as file:
-        sha256 = _sampled_hash(file, before.st_size)
-    after = path.stat()
-    if cache and _same(before, after):
-        cache.put(path, before, sha256)
+        sha256 = _sampled_hash(file, stat.st_size)
+    if cache:
+        cache.put(path, stat, sha256)
     return sha256
-
-
-def _same(before: os.stat_result, after: os.stat_result) -> bool:
-    """Say that nothing was written between two looks at a file."""
-    return (before.st_size, before.st_mtime_ns, before.st_ino) == (after.st_size, after.st_mtime_ns, after.st_ino)
 
 
 def _sampled_hash(file: BufferedReader, size: int) -> str:

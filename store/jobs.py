@@ -94,7 +94,7 @@ def rate(db: Database, run_id: str) -> float | None:
     """Return comparisons a minute of one worker, from the last jobs that finished; None before the first."""
     finished = select(jobs.c.size, jobs.c.seconds).where(jobs.c.run_id == run_id, jobs.c.finished_at.is_not(None))
     with db.read() as connection:
-        last = connection.execute(finished.order_by(jobs.c.finished_at.desc()).limit(_LAST)).all()
+        last = connection.execute(finished.order_by(jobs.c.finished_at.desc(), jobs.c.job.desc()).limit(_LAST)).all()
     seconds = sum(job.seconds for job in last)
     return 60 * sum(job.size for job in last) / seconds if seconds else None
 

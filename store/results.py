@@ -155,5 +155,4 @@ def _shows(image: str | int) -> ColumnElement[bool]:
 
 def _is_named(name: Any, wanted: str) -> ColumnElement[bool]:
     """Say that a name, or its last part, is this; written without LIKE, in which case and wildcards would count."""
-    ends = func.substr(name, func.length(name) - len(wanted)) == f"/{wanted}"
-    return or_(name == wanted, (func.length(name) > len(wanted)) & ends)
+    return or_(name == wanted, func.substr(name, func.length(name) - len(wanted)) == f"/{wanted}")

@@ -2,7 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,8 @@ from numpy.typing import NDArray
 from jobs.prompt import Prompt, build_prompt
 from jobs.tokenizer import load_tokenizer
 from store.checkpoint import open_checkpoint
-from store.records import Sampling
-from workers.engine import Engine, Generated, Row, collect
+from store.records import FinishReason, Sampling
+from workers.engine import Engine, Row, Steps
 from workers.model.load import load_text_model
 
 mx.set_default_device(mx.cpu)      # where a row's float32 sums are the same in any batch; on Metal kernels differ
@@ -63,6 +66,26 @@ def make_rows(pairs: Sequence[Sequence[int]] = PAIRS) -> list[Row]:
     """Make a row for each pair, with key and seed by its place."""
     half = embeddings()
     return [Row(place, half[a], half[b], seed=1000 + place) for place, (a, b) in enumerate(pairs)]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """All tokens of a row, the ending one included."""
+
+    key: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+def collect(steps: Steps) -> Generator[Generated, None, None]:
+    """Gather the tokens of each row and yield it when it has ended; closing stops the work."""
+    tokens: dict[int, list[int]] = defaultdict(list)
+    with closing(steps):
+        for step in steps:
+            for token in step:
+                tokens[token.key].append(token.id)
+                if token.finish_reason is not None:
+                    yield Generated(token.key, tuple(tokens.pop(token.key)), token.finish_reason)
 
 
 def generate(engine: Engine, prompt: Prompt, rows: Sequence[Row], sampling: Sampling) -> list[Generated]:

@@ -291,19 +291,3 @@ def test_the_makefile_uses_nothing_that_macos_make_lacks() -> None:
 
     for newer in (".ONESHELL", ".SHELLFLAGS", ".RECIPEPREFIX", "::=", "!=\t", "&:", "$(file", "$(let", "$(intcmp"):
         assert newer not in text
-
-
-def test_the_demo_goes_the_whole_way_twice_and_says_that_its_weights_are_random(tmp_path: Path) -> None:
-    lines = make_says("demo")
-    start = next(i for i, line in enumerate(lines) if "make_checkpoint.py" in line)
-    commands = "\n".join(lines[start:]).replace(".venv/bin/", f"{shlex.quote(str(Path(sys.executable).parent))}/")
-    for name in ("examples", "benchmarks"):
-        (tmp_path / name).symlink_to(ROOT / name)
-
-    first, second = (subprocess.run(["/bin/sh", "-ec", commands], cwd=tmp_path, capture_output=True, text=True,
-                                    check=False) for _ in range(2))
-
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert "coffee.jpg" in first.stdout
-    assert "the texts mean nothing" in second.stdout
-    assert (tmp_path / "results.db").is_file()

@@ -5,8 +5,10 @@ import sqlite3
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -150,9 +152,11 @@ def test_a_path_with_odd_characters_works(tmp_path: Path) -> None:
     path.parent.mkdir()
 
     with open_database(str(path), create=True) as db:
-        make_run(db)
+        run = make_run(db)
 
     assert sorted(file.name for file in path.parent.iterdir()) == ["my results.db", "my results.db-lock"]
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("select run_id from run_summary").fetchall() == [(run.id,)]
 
 
 def test_a_link_shares_the_lock_of_the_file_it_leads_to(tmp_path: Path) -> None:
@@ -211,6 +215,21 @@ with open_database(str(folder / "results.db"), create=True) as db: print(db.id)
 
     with open_database(str(tmp_path / "results.db"), create=False) as db:
         assert ids == {f"{db.id}\n"}
+
+
+def test_a_database_that_is_being_made_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_database(tmp_path).close()
+    (tmp_path / "results.db").rename(tmp_path / "made.db")
+    (tmp_path / "results.db").touch()
+    waits = threading.Event()
+    monkeypatch.setattr("store.sqlite.time.sleep", lambda seconds: waits.set())
+
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / "results.db"):
+            opened = pool.submit(open_database, str(tmp_path / "results.db"), create=False)
+            assert waits.wait(30)
+            (tmp_path / "results.db").write_bytes((tmp_path / "made.db").read_bytes())
+        opened.result().close()
 
 
 def test_two_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -345,13 +364,16 @@ def test_a_reader_that_outlives_the_writer_folds_the_log_in(tmp_path: Path) -> N
     assert not (tmp_path / "results.db-wal").exists()
 
 
-def test_a_reader_does_not_wait_for_a_writer_when_it_closes(tmp_path: Path) -> None:
+def test_a_reader_does_not_wait_for_a_writer_when_it_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create_database(tmp_path).close()
     reader = open_database(str(tmp_path / "results.db"), create=False)
-    assert reader.path is not None
+    waits: list[float] = []
+    monkeypatch.setattr("store.sqlite.time.sleep", waits.append)
 
-    with locked(reader.path):
+    with locked(tmp_path / "results.db"):
         reader.close()
+
+    assert waits == []
 
 
 def test_the_lock_is_refused_to_a_second_holder_and_free_after_a_kill(tmp_path: Path) -> None:

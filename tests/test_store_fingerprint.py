@@ -162,6 +162,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
         fingerprint([path], cache)
 
     assert cache.get(path, path.stat()) is None
+    assert fingerprint([path], cache) == fingerprint([path])
 
 
 def test_a_missing_file_has_no_fingerprint(folder: Path) -> None:

@@ -123,6 +123,9 @@ def test_jobs_are_counted_from_start_to_finish(database: Database) -> None:
     counts.append(job_counts(database, run.id))
 
     assert counts == [JobCounts(3, 0), JobCounts(1, 2), JobCounts(2, 0)]
+    with database.read() as connection:
+        workers = connection.exec_driver_sql(f"select worker from jobs where run_id = '{run.id}' order by job").all()
+    assert [worker for worker, in workers] == [None, "w2", None]
     assert job_counts(database, "nonesuch") == JobCounts(0, 0)
 
 

@@ -30,7 +30,7 @@ from store.errors import WeightsError
 from workers.engine import Engine
 from workers.model.cache import KVCache
 from workers.model.load import load_text_model, load_vision_model
-from workers.model.rope import make_prompt_rotation, position_ids
+from workers.model.rope import make_prompt_rotation, make_step_rotation, position_ids
 
 Weights = dict[str, mx.array]
 
@@ -100,6 +100,16 @@ def test_a_checkpoint_in_16_bit_computes_in_16_bit(tmp_path: Path, dtype: mx.Dty
     assert np.abs(last_logits(engine) - arrays()["last_logits_0"]).max() < error
 
 
+def test_a_checkpoint_with_norms_in_float32_computes_in_the_type_of_most_weights(tmp_path: Path) -> None:
+    weights = {name: array.astype(mx.bfloat16) if array.ndim > 1 else array for name, array in read_weights().items()}
+    model = make_engine(copy_checkpoint(tmp_path / "mixed", weights=weights)).model
+
+    hidden = model(model.embed(mx.array([[1, 2]])), make_step_rotation(model.config, 0),
+                   KVCache(model.config, 1, 2, model.dtype).window(slice(0, 1), 0))
+
+    assert {model.dtype, hidden.dtype, model.logits(hidden[:, -1]).dtype} == {mx.bfloat16}
+
+
 def test_a_checkpoint_quantized_to_4_bit_with_mlx_names_computes_what_its_values_say(tmp_path: Path) -> None:
     packed, plain = mlx_weights()
     quantized = make_engine(copy_checkpoint(tmp_path / "packed", weights=packed, edit=say_quantized))
@@ -124,9 +134,10 @@ def test_the_vision_tower_of_an_mlx_folder_equals_that_of_hugging_face(tmp_path:
     np.testing.assert_array_equal(np.array(embeddings), np.array(load_vision_model(checkpoint)(patches, (32, 32))))
 
 
-def test_a_head_tied_to_the_embedding_equals_a_head_with_its_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stored", [False, True], ids=["no head in the files", "a head in the files"])
+def test_a_head_tied_to_the_embedding_equals_a_head_with_its_values(tmp_path: Path, stored: bool) -> None:
     weights = read_weights()
-    tied = {name: array for name, array in weights.items() if name != "lm_head.weight"}
+    tied = {name: array for name, array in weights.items() if stored or name != "lm_head.weight"}
     copied = weights | {"lm_head.weight": weights["model.language_model.embed_tokens.weight"]}
 
     logits = last_logits(make_engine(copy_checkpoint(tmp_path / "tied", weights=tied, edit=tie)))

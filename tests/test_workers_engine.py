@@ -8,6 +8,8 @@ import pytest
 from reference import (
     GREEDY,
     PAIRS,
+    Generated,
+    collect,
     expected_rows,
     generate,
     make_engine,
@@ -18,7 +20,7 @@ from reference import (
 )
 
 from store.records import Sampling
-from workers.engine import Engine, Generated, Row, Token, collect
+from workers.engine import Engine, Row, Token, embed_prompt
 from workers.model.cache import KVCache
 from workers.model.rope import make_prompt_rotation, position_ids
 from workers.model.text import TextModel
@@ -116,6 +118,17 @@ def test_the_image_that_the_prompt_names_first_comes_first() -> None:
     assert forwards != generate(make_engine(), b_first, make_rows([[0, 3], [1, 2]]), GREEDY)
 
 
+def test_a_prompt_is_embedded_in_the_models_own_type() -> None:
+    engine, prompt = make_engine(), reference_prompt(1)
+
+    embedded = embed_prompt(engine.model, prompt, make_rows())
+
+    np.testing.assert_array_equal(np.array(embedded), np.array(prompt_embeddings(engine, prompt, PAIRS)))
+    half = TextModel(engine.model.config)
+    half.set_dtype(mx.bfloat16)
+    assert embed_prompt(half, prompt, make_rows()).dtype == mx.bfloat16
+
+
 def test_a_row_that_has_ended_emits_nothing_more_and_the_last_end_ends_the_steps() -> None:
     expected = expected_rows(0)
     early = [place for place, row in enumerate(expected) if row.finish_reason == "stop"][:2]
@@ -196,6 +209,15 @@ def test_generating_leaves_the_global_random_state_alone() -> None:
     generate(engine, reference_prompt(0), make_rows()[:1], SAMPLED[1])
 
     np.testing.assert_array_equal(np.array(mx.random.state[0]), before)
+
+
+def test_the_next_step_is_scheduled_before_the_tokens_of_this_one_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule, scheduled = mx.async_eval, list[mx.array]()
+    monkeypatch.setattr(mx, "async_eval", lambda *tokens: (scheduled.extend(tokens), schedule(*tokens)))
+
+    steps = make_engine().generate(reference_prompt(0), make_rows()[:2], Sampling(do_sample=False, max_tokens=3))
+
+    assert [len(scheduled) for step in steps if step] == [2, 3, 3]
 
 
 def test_the_cache_is_allocated_once_and_written_in_place() -> None:

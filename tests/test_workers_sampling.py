@@ -84,6 +84,15 @@ def test_greedy_takes_the_largest_logit_after_the_penalty_and_the_lower_id_of_eq
     assert make_sampler(greedy)(logits, None, seen).tolist() == [1, 1]
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(2, 0.9), (0, 0.9), (0, 1.0)])
+def test_a_temperature_near_zero_is_greedy(top_k: int, top_p: float) -> None:
+    logits, keys = mx.array(100 * some_logits(8)), row_keys(range(8))
+
+    drawn = make_sampler(Sampling(temperature=1e-36, top_k=top_k, top_p=top_p))(logits, keys, None)
+
+    np.testing.assert_array_equal(np.array(drawn), np.array(logits).argmax(axis=-1))
+
+
 @pytest.mark.parametrize("k", [1, 2, 3, 7, 50])
 @pytest.mark.parametrize("vocab", [3_200, 3_217])
 def test_candidates_are_the_best_tokens_in_order_of_rank(k: int, vocab: int) -> None:

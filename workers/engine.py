@@ -1,8 +1,6 @@
 """The engine: image embeddings and token ids in, tokens out. It knows no queue, no SQL and no paths."""
 
-from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -38,15 +36,6 @@ class Token:
     finish_reason: FinishReason | None
 
 
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """All tokens of a row, the ending one included."""
-
-    key: int
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-
-
 Steps = Generator[list[Token], None, None]
 
 
@@ -80,20 +69,9 @@ class Engine:
         """Run the prompts into the cache, some rows at a time; yield their hidden states at the end [n, hidden]."""
         for start in range(0, len(rows), self.prefill_rows):
             piece = slice(start, min(start + self.prefill_rows, len(rows)))
-            hidden = self.model(self._embed(prompt, rows[piece]), rotate, cache.window(piece, 0))[:, -1]
+            hidden = self.model(embed_prompt(self.model, prompt, rows[piece]), rotate, cache.window(piece, 0))[:, -1]
             mx.eval(hidden)      # before the next piece is scheduled: the cache is written in place
             yield hidden
-
-    def _embed(self, prompt: Prompt, rows: Sequence[Row]) -> mx.array:
-        """Embed the prompt with each row's images in their places; return [rows, tokens, hidden]."""
-        text = self.model.embed(mx.array(prompt.token_ids))      # [tokens, hidden]
-        text = mx.broadcast_to(text, (len(rows), *text.shape))
-        parts, done = [], 0
-        for image, (start, end) in zip(prompt.images, prompt.spans, strict=True):
-            embeddings = np.stack([row.image_a if image == "a" else row.image_b for row in rows])
-            parts += [text[:, done:start], mx.array(embeddings).astype(text.dtype)]      # [rows, end - start, hidden]
-            done = end
-        return mx.concatenate([*parts, text[:, done:]], axis=1)
 
     def _read(self, rows: Sequence[Row], steps: Iterator[mx.array], max_tokens: int) -> Steps:
         """Read steps and yield the tokens of the rows that have not ended before, until all have."""
@@ -110,6 +88,18 @@ class Engine:
         if token_id in self.eos_token_ids:
             return "stop"
         return "length" if is_last else None
+
+
+def embed_prompt(model: TextModel, prompt: Prompt, rows: Sequence[Row]) -> mx.array:
+    """Embed a prompt with each row's images in their places, in the model's type; return [rows, tokens, hidden]."""
+    text = model.embed(mx.array(prompt.token_ids))                 # [tokens, hidden]
+    text = mx.broadcast_to(text, (len(rows), *text.shape))         # [rows, tokens, hidden]
+    parts, done = [], 0
+    for image, (start, end) in zip(prompt.images, prompt.spans, strict=True):
+        embeddings = np.stack([row.image_a if image == "a" else row.image_b for row in rows])
+        parts += [text[:, done:start], mx.array(embeddings).astype(text.dtype)]      # [rows, end - start, hidden]
+        done = end
+    return mx.concatenate([*parts, text[:, done:]], axis=1)
 
 
 class _Decoder:
@@ -157,14 +147,3 @@ class _Decoder:
         self._position += 1
         self._offset += 1
         return self._choose(hidden[:, -1])
-
-
-def collect(steps: Steps) -> Generator[Generated, None, None]:
-    """Gather the tokens of each row and yield it when it has ended; closing stops the work."""
-    tokens: dict[int, list[int]] = defaultdict(list)
-    with closing(steps):
-        for step in steps:
-            for token in step:
-                tokens[token.key].append(token.id)
-                if token.finish_reason is not None:
-                    yield Generated(token.key, tuple(tokens.pop(token.key)), token.finish_reason)

@@ -1,7 +1,7 @@
 """Sampling: logits in, one token a row out, each row by its own key. It knows no model and no prompt.
 
 Tokens rank by logit, equal logits by lower id. Top-k keeps the first k; top-p keeps the shortest beginning of those
-whose probability among them reaches p. The vocabulary is never sorted.
+whose probability among them reaches p. (transformers keeps all that equal the k-th.) The vocabulary is never sorted.
 """
 
 import math
@@ -31,7 +31,8 @@ def make_sampler(sampling: Sampling) -> Sampler:
         if not sampling.do_sample:
             return mx.argmax(logits, axis=-1)
         assert keys is not None
-        logits = logits / sampling.temperature
+        # Less their maximum, which changes no probability: a temperature near 0 then leaves 0 and -inf, never a NaN.
+        logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
         if 0 < sampling.top_k * CANDIDATES_PAY <= logits.shape[-1]:
             return _sample_candidates(logits, keys, sampling)
         return _draw(_mask(logits, sampling), keys)

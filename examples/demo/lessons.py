@@ -12,7 +12,7 @@ from layout import END
 from properties import PROMPT, PROPERTIES, compare, describe, interleaved, question
 from store.checkpoint import Checkpoint
 
-NEAR = 0.5        # share of pairs that are alike in one property
+NEAR = 0.3        # share of pairs that are alike in one property
 NEARBY = 0.15     # of all pictures, in the order of that property: how far apart such a pair may be
 
 Random = np.random.Generator

@@ -31,9 +31,9 @@ from workers.model.rope import make_prompt_rotation, position_ids
 from workers.model.text import TextModel
 from workers.model.vision import VisionModel
 
-PICTURES = 12_288
-VISION_STEPS, VISION_BATCH, VISION_RATE = 4000, 64, 2e-3
-TEXT_STEPS, TEXT_BATCH, TEXT_RATE = 4000, 64, 1.5e-3
+PICTURES = 8192
+VISION_STEPS, VISION_BATCH, VISION_RATE = 2000, 64, 2e-3
+TEXT_STEPS, TEXT_BATCH, TEXT_RATE = 3000, 32, 1e-3
 COURSE_SHARES = (0.3, 0.5, 0.1, 0.1)      # asked and compared, then both with the images within the text
 WARMUP = 100           # steps
 LONGEST_GRADIENT = 1.0

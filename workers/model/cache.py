@@ -11,8 +11,8 @@ class KVCache:
     """Keys and values of a slice's rows, a block [rows, n_kv_heads, capacity, head_dim] each a layer.
 
     MLX writes into a block where no scheduled work still reads it, and copies the block where some does. So a piece
-    of the prefill is evaluated before the next is scheduled. A decode step may be scheduled during the one before:
-    MLX runs at most 10 tasks ahead, which is less than a step of more than a few layers.
+    of the prefill is evaluated before the next is scheduled. Decode steps may overlap: MLX runs 10 tasks ahead at
+    most, and has read a block in one step long before it comes to write it in the next.
     """
 
     def __init__(self, config: TextConfig, rows: int, capacity: int, dtype: mx.Dtype) -> None:
