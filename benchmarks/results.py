@@ -30,7 +30,8 @@ def make_run(database: Database, rows: int) -> str:
     new = NewRun(
         name=f"rows-{rows}", prompt="Compare these two images.", thinking=False, sampling=Sampling(), seed=0,
         batch_size=64, pairs_file=None, pairs_sha256=None, embeddings_dir="/embeddings",
-        embeddings_fingerprint="0" * 64, weights_dir="/weights", model_fingerprint="0" * 64, version="0", environment={}, argv=(),
+        embeddings_fingerprint="0" * 64, weights_dir="/weights", model_fingerprint="0" * 64, version="0",
+        environment={}, argv=(),
     )
     pairs = (Pair(place, place % 1000, (place + 1) % 1000, seed=place, job=place // 64) for place in range(rows))
     run = create_run(database, new, pairs, [f"{index}.jpg" for index in range(1000)])
