@@ -82,11 +82,23 @@ def embeds_option(function: Command) -> Command:
                         help="Folder with embeddings.bin and filenames.txt.")(function)
 
 
+class WeightsFolder(click.ParamType[Path]):
+    """The folder of a checkpoint; the word `demo` is the one that ships."""
+
+    name = "DIR|demo"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the folder."""
+        from store import demo
+
+        return demo.WEIGHTS if str(value) == demo.NAME else Path(value)
+
+
 def weights_option(function: Command) -> Command:
     """Accept --weights."""
-    return click.option("--weights", type=click.Path(path_type=Path), envvar="GLM_WEIGHTS_DIR", show_envvar=True,
-                        default=Path("vision_weights"), show_default=True,
-                        help="Folder of the checkpoint, as downloaded.")(function)
+    return click.option("--weights", type=WeightsFolder(), envvar="GLM_WEIGHTS_DIR", show_envvar=True,
+                        default="vision_weights", show_default=True,
+                        help="Folder of the checkpoint, as downloaded; `demo` is the small one that ships.")(function)
 
 
 def batch_size_option(default: int) -> Callable[[Command], Command]:

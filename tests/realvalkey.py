@@ -14,13 +14,6 @@ from redis.retry import Retry
 from jobs.server import find_binary
 
 
-def processes(home: Path) -> list[int]:
-    """Find the watchers and servers of a home."""
-    # -ww: without, ps may cut lines off at 80 characters, and a path with them.
-    listed = subprocess.run(["ps", "-eww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if f"{home}/.diptych/" in line]
-
-
 class Valkey:
     """One server on one folder, which can be killed and started again."""
 

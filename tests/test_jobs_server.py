@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import wait_for
-from realvalkey import processes
+from conftest import server_pids, wait_for
 
 from jobs import server, watcher
 from jobs.server import find_binary, forget_lost_queue, lost_queue, open_server, running_server, server_folder
@@ -54,7 +53,7 @@ def server_pid() -> int:
 
 
 def watcher_pid(home: Path) -> int:
-    return next(pid for pid in processes(home) if pid != server_pid())
+    return next(pid for pid in server_pids(home) if pid != server_pid())
 
 
 def kill_server() -> None:
@@ -77,9 +76,9 @@ def test_clients_that_start_at_the_same_instant_share_one_server() -> None:
 
 def test_the_server_ends_with_its_last_client(home: Path) -> None:
     with open_server(DATABASE):
-        assert len(processes(home)) == 2
+        assert len(server_pids(home)) == 2
 
-    wait_for(lambda: not processes(home), "server and watcher to end", seconds=10)
+    wait_for(lambda: not server_pids(home), "server and watcher to end", seconds=10)
     assert not (server_folder(DATABASE) / watcher.SOCKET).exists()
 
 
@@ -88,7 +87,7 @@ def test_the_server_stays_while_another_client_uses_it(home: Path) -> None:
         reached = run_id_of(other)
         with open_server("f" * 32), open_server(DATABASE):
             pass
-        wait_for(lambda: len(processes(home)) == 2, "the server without clients to end", seconds=10)
+        wait_for(lambda: len(server_pids(home)) == 2, "the server without clients to end", seconds=10)
 
         assert run_id() == reached
 
@@ -98,7 +97,7 @@ def test_a_client_killed_leaves_no_process_behind(home: Path) -> None:
         run_id_of(killed)
         killed.kill()
 
-    wait_for(lambda: not processes(home), "server and watcher to end", seconds=10)
+    wait_for(lambda: not server_pids(home), "server and watcher to end", seconds=10)
 
 
 def test_a_client_that_comes_while_the_server_ends_gets_one() -> None:
@@ -125,19 +124,19 @@ def test_a_server_outlives_its_watcher_and_ends_all_the_same(home: Path) -> None
     with open_server(DATABASE) as connection:
         reached = connection.info("server")["run_id"]
         os.kill(watcher_pid(home), signal.SIGKILL)
-        wait_for(lambda: len(processes(home)) == 1, "the watcher to die")
+        wait_for(lambda: len(server_pids(home)) == 1, "the watcher to die")
 
         assert run_id() == reached      # adopted by a new watcher
 
-    wait_for(lambda: not processes(home), "server and watcher to end", seconds=10)
+    wait_for(lambda: not server_pids(home), "server and watcher to end", seconds=10)
 
 
 def test_a_client_whose_watcher_was_killed_leaves_no_server_behind(home: Path) -> None:
     with open_server(DATABASE):
         os.kill(watcher_pid(home), signal.SIGKILL)
-        wait_for(lambda: len(processes(home)) == 1, "the watcher to die")
+        wait_for(lambda: len(server_pids(home)) == 1, "the watcher to die")
 
-    wait_for(lambda: not processes(home), "server and watcher to end", seconds=10)
+    wait_for(lambda: not server_pids(home), "server and watcher to end", seconds=10)
 
 
 def test_a_server_that_dies_is_started_again_with_its_data() -> None:
@@ -152,7 +151,7 @@ def test_a_server_that_dies_is_started_again_with_its_data() -> None:
 def test_what_is_on_the_server_is_there_the_next_time(home: Path) -> None:
     with open_server(DATABASE) as connection:
         connection.rpush("queue", "one", "two")
-    wait_for(lambda: not processes(home), "server and watcher to end", seconds=10)
+    wait_for(lambda: not server_pids(home), "server and watcher to end", seconds=10)
 
     with open_server(DATABASE) as connection:
         assert connection.lrange("queue", 0, -1) == [b"one", b"two"]
@@ -161,7 +160,7 @@ def test_what_is_on_the_server_is_there_the_next_time(home: Path) -> None:
 def test_a_journal_that_cannot_be_loaded_is_set_aside_and_said_so(home: Path) -> None:
     with open_server(DATABASE) as connection:
         connection.set("lost", "yes")
-    wait_for(lambda: not processes(home), "server and watcher to end", seconds=10)
+    wait_for(lambda: not server_pids(home), "server and watcher to end", seconds=10)
     journal().write_bytes(b"*2\r\nnonsense" + journal().read_bytes())
 
     with open_server(DATABASE) as connection:
@@ -178,7 +177,7 @@ def test_a_journal_cut_off_in_the_middle_loses_its_last_entry_only(home: Path) -
     with open_server(DATABASE) as connection:
         connection.set("first", "yes")
         connection.set("second", "yes")
-    wait_for(lambda: not processes(home), "server and watcher to end", seconds=10)
+    wait_for(lambda: not server_pids(home), "server and watcher to end", seconds=10)
     journal().write_bytes(journal().read_bytes()[:-3])
 
     with open_server(DATABASE) as connection:
@@ -191,7 +190,7 @@ def test_a_server_that_cannot_run_is_an_error_and_leaves_the_journal_alone(
 ) -> None:
     with open_server(DATABASE) as connection:
         connection.set("kept", "yes")
-    wait_for(lambda: not processes(home), "server and watcher to end", seconds=10)
+    wait_for(lambda: not server_pids(home), "server and watcher to end", seconds=10)
     with monkeypatch.context() as patch:
         patch.setattr(server, "find_binary", lambda: Path("/bin/false"))
 
@@ -211,7 +210,7 @@ def test_a_home_with_a_blank_in_its_path_will_do(home: Path, monkeypatch: pytest
         assert connection.ping()
 
     assert (home / "a b" / ".diptych" / DATABASE[:12]).is_dir()
-    wait_for(lambda: not processes(home / "a b"), "server and watcher to end", seconds=10)
+    wait_for(lambda: not server_pids(home / "a b"), "server and watcher to end", seconds=10)
 
 
 def test_a_home_whose_path_is_too_long_for_a_socket_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,10 +271,10 @@ def test_without_any_server_the_error_says_what_to_install(monkeypatch: pytest.M
 def test_a_server_whose_folder_was_deleted_ends_all_the_same(home: Path) -> None:
     with open_server(DATABASE):
         shutil.rmtree(server_folder(DATABASE))
-        kept = processes(home)
+        kept = server_pids(home)
 
     assert len(kept) == 2
-    wait_for(lambda: not processes(home), "server and watcher to end", seconds=10)
+    wait_for(lambda: not server_pids(home), "server and watcher to end", seconds=10)
 
 
 def test_an_id_that_is_no_id_names_no_folder() -> None:

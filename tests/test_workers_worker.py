@@ -25,7 +25,7 @@ from workers.worker import Patience, Work, make_job_class, work
 DATABASE = "0123456789abcdef0123456789abcdef"
 RUN = "a1b2c3"
 SCRIPT = """
-import sys, time
+import pathlib, sys, time
 from jobs.queue import JobQueue, connect
 from workers.stop import Stop, Stopped
 from workers.worker import work
@@ -35,9 +35,13 @@ stop = Stop()
 
 def compare(run_id, job):
     print("begun", job, flush=True)
-    while not file or not __import__("pathlib").Path(file).exists():      # the file ends the slice in hand
+    heard = 0
+    while not file or not pathlib.Path(file).exists():      # the file ends the slice in hand
         if stop.now:
             raise Stopped
+        if stop.level > heard:
+            heard = stop.level
+            print("heard", heard, flush=True)
         time.sleep(0.01)
 
 print("waiting", flush=True)
@@ -258,7 +262,7 @@ def test_a_long_job_keeps_its_lease(queue: JobQueue) -> None:
 
     def compare(run_id: str, job: int) -> None:
         expires = queue.connection.zrange(queue.rq.started_job_registry.key, 0, -1, withscores=True)[0][1]
-        while time.time() < expires + 0.3:
+        while time.time() < expires + 1.3:      # RQ counts whole seconds
             rescued.extend(queue.rescue(lambda name: False))
             time.sleep(0.05)
         assert queue.running() == tickets(1)
@@ -355,6 +359,7 @@ def test_the_first_signal_lets_the_worker_finish_what_is_in_hand(
     with worker(server.url, until=tmp_path / "end") as process:
         assert read(process) == "begun 1"
         process.send_signal(signum)
+        assert read(process) == "heard 1"
         (tmp_path / "end").touch()
 
         assert "done=1" in read(process)
@@ -368,12 +373,14 @@ def test_a_second_signal_stops_at_the_next_step_and_the_ticket_goes_back(queue: 
     queue.put(tickets(1, 2))
     with worker(server.url) as process:
         assert read(process) == "begun 1"
-        while process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            time.sleep(1.5 * stopping.SAME_PRESS)
+        process.send_signal(signal.SIGTERM)
+        assert read(process) == "heard 1"
+        time.sleep(2 * stopping.SAME_PRESS)      # or it would be taken for the same press
+        process.send_signal(signal.SIGTERM)
 
         assert "done=0" in read(process)
-        assert process.returncode == 0
+        assert read(process) == f"signal {int(signal.SIGTERM)}"
+        assert process.wait() == 0
 
     assert (queue.waiting(), queue.running(), queue.failed()) == (tickets(1, 2), [], [])
 

@@ -8,26 +8,27 @@ between the two markers in README.md.
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
+from pictures import make_pictures
 from PIL import Image
+from properties import MARGINS, NAMES, PROMPT, PROPERTIES, measure, question, read_answer
+from train import WholeSequence
 
 from jobs.prompt import build_prompt
 from jobs.tokenizer import Tokenizer, load_tokenizer
-from pictures import make_pictures
-from properties import MARGINS, NAMES, PROMPT, PROPERTIES, measure, question, read_answer
 from store.checkpoint import Checkpoint, open_checkpoint
 from store.embeddings import open_embeddings
 from store.records import Sampling
-from train import read_through
-from workers.engine import Engine, Row, collect
+from workers.engine import Engine, Row, embed_prompt
 from workers.images import read_image
 from workers.model.load import load_text_model
+from workers.model.rope import make_prompt_rotation, position_ids
 from workers.model.text import TextModel
 from workers.precompute import precompute
 
@@ -107,13 +108,12 @@ def answer_all(
     """Return what the engine writes about each pair, greedily."""
     prompt = build_prompt(checkpoint, tokenizer, PROMPT, thinking=False, grid=images.grid)
     engine = Engine(model, checkpoint.eos_token_ids)
-    texts = [""] * len(pairs)
-    for start in range(0, len(pairs), SLICE):
-        rows = [Row(start + place, images.embeddings[a], images.embeddings[b], seed=0)
-                for place, (a, b) in enumerate(pairs[start : start + SLICE])]
-        for row in collect(engine.generate(prompt, rows, Sampling(do_sample=False))):
-            texts[row.key] = tokenizer.split(row.token_ids, opened_thinking=False).text
-    return texts
+    written: list[list[int]] = [[] for _ in pairs]
+    for rows in sliced(images, pairs):
+        for step in engine.generate(prompt, rows, Sampling(do_sample=False)):
+            for token in step:
+                written[token.key].append(token.id)
+    return [tokenizer.split(ids, opened_thinking=prompt.opened_thinking).text for ids in written]
 
 
 def ask_all(
@@ -122,27 +122,28 @@ def ask_all(
     """Return the likelier label of each pair, its probability averaged over both orders of the images."""
     prompt = build_prompt(checkpoint, tokenizer, text, thinking=False, grid=images.grid)
     labels = [tokenizer.encode(label)[0] for label in ("A", "B")]
+    rotate = make_prompt_rotation(model.config, position_ids(len(prompt.token_ids), prompt.spans, prompt.grid))
 
     def probabilities(ordered: Pairs) -> NDArray[np.float64]:
-        ids = mx.broadcast_to(mx.array(prompt.token_ids), (len(ordered), len(prompt.token_ids)))
-        embeddings = mx.array(images.embeddings[ordered]).astype(model.dtype)      # [rows, 2, tokens, hidden]
-        hidden = read_through(model, ids, embeddings, prompt.spans, prompt.grid)[:, -1]
-        return np.array(mx.softmax(model.logits(hidden), axis=-1))[:, labels]      # [rows, 2]
+        hidden = [model(embed_prompt(model, prompt, rows), rotate, WholeSequence())[:, -1]
+                  for rows in sliced(images, ordered)]
+        return np.array(mx.softmax(model.logits(mx.concatenate(hidden)), axis=-1))[:, labels]      # [pairs, 2]
 
-    mean = np.concatenate([probabilities(part) + probabilities(part[:, ::-1])[:, ::-1] for part in sliced(pairs)]) / 2
+    mean = (probabilities(pairs) + probabilities(pairs[:, ::-1])[:, ::-1]) / 2
     return np.where(mean[:, 0] > mean[:, 1], "A", "B")
 
 
-def sliced(pairs: Pairs) -> Sequence[Pairs]:
-    """Divide pairs into slices."""
-    return [pairs[start : start + SLICE] for start in range(0, len(pairs), SLICE)]
+def sliced(images: Images, pairs: Pairs) -> Iterator[list[Row]]:
+    """Divide pairs into slices for the engine; a row's key is its place among the pairs."""
+    rows = [Row(key, images.embeddings[a], images.embeddings[b], seed=0) for key, (a, b) in enumerate(pairs)]
+    yield from (rows[start : start + SLICE] for start in range(0, len(rows), SLICE))
 
 
 def table(photographs: Score, generated: Score) -> str:
     """Write the results as a Markdown table."""
     heads = ("pairs kept", "long answer", "label")
-    rows = [f"| property | margin | {' | '.join(f'{kind}: {head}' for kind in ('photographs', 'generated') for head in heads)} |",
-            "|---|---|" + "---|" * 6]
+    columns = [f"{kind}: {head}" for kind in ("photographs", "generated") for head in heads]
+    rows = [f"| property | margin | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
     for place, property_ in enumerate(PROPERTIES):
         cells = [cell for result in (photographs, generated) for cell in _cells(result, slice(place, place + 1))]
         rows.append(f"| {property_.name} | {property_.margin:g} | {' | '.join(cells)} |")

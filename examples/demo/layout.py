@@ -83,4 +83,5 @@ def vision_tensors(model: nn.Module) -> dict[str, NDArray[np.float32]]:
 
 
 def _arrays(model: nn.Module) -> dict[str, NDArray[np.float32]]:
-    return {path: np.array(array.astype(mx.float32)) for path, array in tree_flatten(model.parameters())}
+    parameters: list[tuple[str, mx.array]] = tree_flatten(model.parameters())      # type: ignore[assignment]  # or a dict
+    return {path: np.array(array.astype(mx.float32)) for path, array in parameters}

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from layout import END
 from numpy.typing import NDArray
+from properties import PROMPT, PROPERTIES, compare, describe, interleaved, question
 
 from jobs.prompt import Prompt, build_prompt
 from jobs.tokenizer import Tokenizer, load_tokenizer
-from layout import END
-from properties import PROMPT, PROPERTIES, compare, describe, interleaved, question
 from store.checkpoint import Checkpoint
 
 NEAR = 0.3        # share of pairs that are alike in one property
@@ -27,6 +27,7 @@ class Lesson:
     ids: NDArray[np.int32]            # [rows, tokens]: prompt, answer, END, then padding
     taught: NDArray[np.float32]       # [rows, tokens]: 1 where a token belongs to an answer
     spans: Spans                      # of the image blocks in ids
+    grid: tuple[int, int]             # rows and columns of an image's tokens
     first: int                        # the earliest token that is taught
 
 
@@ -48,7 +49,8 @@ class Course:
         for row, (prompt, answer) in enumerate(written):
             ids[row, : len(prompt) + len(answer)] = (*prompt, *answer)
             taught[row, len(prompt) : len(prompt) + len(answer)] = 1
-        return Lesson(pairs, ids, taught, self.prompts[0].spans, min(len(prompt) for prompt, _ in written))
+        first = min(len(prompt) for prompt, _ in written)
+        return Lesson(pairs, ids, taught, self.prompts[0].spans, self.prompts[0].grid, first)
 
     def _write(self, a: NDArray[np.float64], b: NDArray[np.float64], rng: Random) -> tuple[Sequence[int], list[int]]:
         """Return the token ids of a prompt and of its answer about images measured as a and b."""

@@ -15,7 +15,7 @@ SIDE = 112      # pixels; what the checkpoint's preprocessor_config.json asks fo
 CHUNK = 256     # pictures that one seed makes
 
 Random = np.random.Generator
-Pixels = NDArray[np.float32]      # [side, side, 3], sRGB 0..1, or a little beyond before the end
+Pixels = NDArray[np.floating]      # [side, side, 3], sRGB 0..1, or a little beyond before the end
 
 
 def make_pictures(count: int, seed: int, *, processes: int = 1) -> NDArray[np.uint8]:
@@ -48,7 +48,7 @@ def _things(rng: Random) -> Pixels:
     for radius in _radii(rng, size):
         _paint(draw, rng, size, radius, _colour(rng, palette))
     pixels = _floats(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    texture = _noise(rng, rng.uniform(0.4, 1.6)) * rng.choice([0, 0.05, 0.1, 0.2])
+    texture: Pixels = _noise(rng, rng.uniform(0.4, 1.6)) * rng.choice([0, 0.05, 0.1, 0.2])
     return pixels + texture * _mask(rng)
 
 
@@ -67,7 +67,10 @@ def _paint(draw: ImageDraw.ImageDraw, rng: Random, size: int, radius: float, col
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
         return
     corners = int(rng.integers(3, 8))
-    angles = np.sort(rng.uniform(0, 2 * np.pi, corners)) if kind < 3 else rng.uniform(0, np.pi) + np.array([0, .2, np.pi, np.pi + .2])
+    if kind < 3:
+        angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
+    else:
+        angles = rng.uniform(0, np.pi) + np.array([0, 0.2, np.pi, np.pi + 0.2])      # a bar
     draw.polygon([(x + radius * np.cos(a), y + radius * np.sin(a)) for a in angles], fill=colour)
 
 
@@ -90,9 +93,11 @@ def _stripes(rng: Random) -> Pixels:
     """Draw waves or bars of one direction and width over a ground."""
     x, y = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE))
     angle, width = rng.uniform(0, np.pi), np.exp(rng.uniform(np.log(2), np.log(40)))
-    wave = np.sin(width * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform(0, 7) + rng.uniform(0, 2) * _noise(rng, 1.5)[..., 0])
+    phase = width * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform(0, 7)
+    wave = np.sin(phase + rng.uniform(0, 2) * _noise(rng, 1.5)[..., 0])
     wave = np.clip(wave * rng.uniform(0.7, 6), -1, 1)[..., None] / 2 + 0.5
-    return (_ground(rng, SIDE) * (1 - wave) + _ground(rng, SIDE) * wave + 0.1 * rng.random() * _noise(rng, 1.0)).astype(np.float32)
+    pixels: Pixels = _ground(rng, SIDE) * (1 - wave) + _ground(rng, SIDE) * wave
+    return (pixels + 0.1 * rng.random() * _noise(rng, 1.0)).astype(np.float32)
 
 
 def _lights(rng: Random) -> Pixels:
@@ -131,7 +136,8 @@ def _ground(rng: Random, size: int) -> Pixels:
     along = ((along - along.min()) / np.ptp(along))[..., None] ** rng.uniform(0.5, 2)
     first, last = rng.random((2, 3))
     last = first + (last - first) * rng.choice([0.1, 0.5, 1])
-    return (first * (1 - along) + last * along).astype(np.float32)
+    shaded: Pixels = first * (1 - along) + last * along
+    return shaded.astype(np.float32)
 
 
 def _noise(rng: Random, slope: float) -> Pixels:
@@ -141,8 +147,8 @@ def _noise(rng: Random, slope: float) -> Pixels:
     white = rng.standard_normal((3, SIDE, SIDE))
     white = white[:1] + white * rng.choice([0, 0.3, 1])
     noise = np.fft.irfft2(np.fft.rfft2(white) * frequency**-slope, s=(SIDE, SIDE))
-    noise = noise / noise.std()
-    return np.moveaxis(noise, 0, -1).astype(np.float32)
+    scaled: Pixels = noise / noise.std()
+    return np.moveaxis(scaled, 0, -1).astype(np.float32)
 
 
 def _mask(rng: Random) -> Pixels:
@@ -154,7 +160,7 @@ def _mask(rng: Random) -> Pixels:
 
 def _palette(rng: Random) -> NDArray[np.float64]:
     """Draw a few colours around one hue, more or less alike."""
-    spread = rng.choice([0.1, 0.25, 0.5])
+    spread: np.float64 = rng.choice([0.1, 0.25, 0.5])
     return np.clip(rng.random(3) + spread * rng.standard_normal((6, 3)), 0, 1)
 
 

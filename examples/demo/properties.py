@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Side = Literal["A", "B", "same"]      # which image has more of a property, or that they are about the same
 Verdict = Mapping[str, Side]          # by property
+Plane = NDArray[np.float64]           # [n, side, side], one value a pixel
 
 PROMPT = "Compare these two images."      # diptych's default
 LUMA = (0.2126, 0.7152, 0.0722)           # ITU-R BT.709, on sRGB values as they are
@@ -45,7 +46,7 @@ MARGINS = np.array([property_.margin for property_ in PROPERTIES])
 
 
 def measure(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Measure pictures [n, side, side, 3] by the five properties; return [n, 5], sharpness as a logarithm to base 10."""
+    """Measure pictures [n, side, side, 3] by the five properties; return [n, 5], sharpness as its log10."""
     rgb = pictures / 255.0
     red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]      # [n, side, side] each
     luma = rgb @ np.array(LUMA)
@@ -56,7 +57,7 @@ def measure(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
     ], axis=-1)
 
 
-def _colourfulness(red: NDArray[np.float64], green: NDArray[np.float64], blue: NDArray[np.float64]) -> NDArray[np.float64]:
+def _colourfulness(red: Plane, green: Plane, blue: Plane) -> NDArray[np.float64]:
     opponents = (red - green, (red + green) / 2 - blue)
     spread = np.hypot(*(channel.std(axis=(1, 2)) for channel in opponents))
     mean = np.hypot(*(channel.mean(axis=(1, 2)) for channel in opponents))
@@ -64,7 +65,7 @@ def _colourfulness(red: NDArray[np.float64], green: NDArray[np.float64], blue: N
     return colourfulness
 
 
-def _laplacian(luma: NDArray[np.float64]) -> NDArray[np.float64]:
+def _laplacian(luma: Plane) -> Plane:
     """Return the Laplacian of each pixel with four neighbours [n, side - 2, side - 2]."""
     middle = luma[:, 1:-1, 1:-1]
     return luma[:, 2:, 1:-1] + luma[:, :-2, 1:-1] + luma[:, 1:-1, 2:] + luma[:, 1:-1, :-2] - 4 * middle
