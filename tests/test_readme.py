@@ -45,8 +45,7 @@ def test_every_target_in_the_documentation_is_in_the_makefile() -> None:
 
 def test_make_demo_prints_what_the_readme_shows_twice_in_a_row(tmp_path: Path, home: Path) -> None:
     """Its very recipe, beside a copy of what it reads; the environment is the one that runs this test."""
-    for name in ("examples", "benchmarks"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / ".venv").symlink_to(ROOT / ".venv", target_is_directory=True)
     recipe = subprocess.run(["make", "-n", "-o", ".venv/.installed", "demo"], cwd=tmp_path, capture_output=True,

@@ -1,6 +1,6 @@
 """Ask a checkpoint about photographs and generated pictures that it has not seen, and write how often it is right.
 
-    python examples/demo/evaluate.py examples/demo/weights --write
+    python examples/demo/evaluate.py store/demo/weights --write
 
 It goes diptych's own way: `precompute` embeds the images, the engine answers greedily. The table replaces what stands
 between the two markers in README.md.

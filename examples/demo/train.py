@@ -4,9 +4,12 @@
 
 First the vision tower learns to measure: a head that is thrown away reads the five properties from its embeddings.
 Then the decoder learns to speak about pairs of those embeddings, by cross entropy on the answer alone; here too a head
-that is thrown away asks its second layer by how much the images differ. Everything is generated; no network, no
-photograph. It trains in diptych's own model code, which shows that the model differentiates
-and that what is trained is what runs.
+that is thrown away asks its second layer by how much the images differ. Everything is generated: no network, no
+photograph.
+
+It trains in diptych's own model code, which shows that the model differentiates and that what is trained is what runs.
+On two cores with OpenBLAS a step of the tower takes as long as in torch with transformers (0.16 s for 64 images), a
+step of the decoder 1.3 times as long (0.42 s to 0.32 s for 64 rows): no reason for a second framework.
 """
 
 import argparse
@@ -34,7 +37,8 @@ from workers.model.vision import VisionModel
 
 PICTURES = 8192
 VISION_STEPS, VISION_BATCH, VISION_RATE = 2000, 64, 2e-3
-TEXT_STEPS, TEXT_BATCH, TEXT_RATE = 3000, 32, 1.5e-3
+TEXT_BATCH = 32
+TEXT_ROUNDS = ((3000, 1.5e-3), (1500, 7e-4))      # steps and rate; a second, warm start (Loshchilov and Hutter, 2017)
 COURSE_SHARES = (0.45, 0.3, 0.15, 0.1)      # asked and compared, then both with the images within the text
 HEAD_LAYER = 1         # the decoder's second layer
 WARMUP = 100           # steps
@@ -158,10 +162,10 @@ def embed_all(tower: VisionModel, image: ImageConfig, pictures: NDArray[np.uint8
 
 def train_text(
     model: TextModel, checkpoint: Checkpoint, embeddings: NDArray[np.float16], values: NDArray[np.float64],
-    steps: int, seed: int,
+    seed: int, *, part: int, steps: int, rate: float,
 ) -> None:
-    """Teach the decoder to answer about pairs of embedded pictures."""
-    rng = np.random.default_rng((seed, 2))
+    """Teach the decoder to answer about pairs of embedded pictures; each part of the training has pairs of its own."""
+    rng = np.random.default_rng((seed, 2 + part))
     mx.random.seed(seed)      # for the head's first weights, whatever was drawn before
     courses = make_courses(checkpoint)
     spread = values.std(axis=0)
@@ -174,7 +178,7 @@ def train_text(
             images = mx.array(embeddings[lesson.pairs]).astype(mx.float32)                  # [rows, 2, tokens, hidden]
             yield lesson, images, mx.array(differences.astype(np.float32))
 
-    fit("text", Speaker(model, values.shape[1]), speaking_loss, batches(), steps, TEXT_RATE)
+    fit("text", Speaker(model, values.shape[1]), speaking_loss, batches(), steps, rate)
 
 
 def speaking_loss(speaker: Speaker, lesson: Lesson, images: mx.array, differences: mx.array) -> mx.array:
@@ -209,7 +213,7 @@ def fit(
             total = 0.0
 
 
-def train(folder: Path, seed: int, vision_steps: int, text_steps: int) -> None:
+def train(folder: Path, seed: int) -> None:
     """Make a checkpoint in a folder: generate pictures, train both halves, write the weights."""
     write_layout(folder, seed)
     checkpoint = open_checkpoint(folder)
@@ -217,10 +221,12 @@ def train(folder: Path, seed: int, vision_steps: int, text_steps: int) -> None:
     pictures = make_pictures(PICTURES, seed, processes=2)
     print(f"{len(pictures):,} pictures", flush=True)
     tower, model = load_vision_model(checkpoint), load_text_model(checkpoint)
-    train_vision(tower, checkpoint.image, pictures, vision_steps, seed)
+    train_vision(tower, checkpoint.image, pictures, VISION_STEPS, seed)
     write_weights(folder, {**text_tensors(model), **vision_tensors(tower)})
-    train_text(model, checkpoint, embed_all(tower, checkpoint.image, pictures), measure(pictures), text_steps, seed)
-    write_weights(folder, {**text_tensors(model), **vision_tensors(tower)})
+    embeddings, values = embed_all(tower, checkpoint.image, pictures), measure(pictures)
+    for part, (steps, rate) in enumerate(TEXT_ROUNDS):
+        train_text(model, checkpoint, embeddings, values, seed, part=part, steps=steps, rate=rate)
+        write_weights(folder, {**text_tensors(model), **vision_tensors(tower)})
 
 
 def main() -> None:
@@ -228,11 +234,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vision-steps", type=int, default=VISION_STEPS)
-    parser.add_argument("--text-steps", type=int, default=TEXT_STEPS)
     args = parser.parse_args()
     began = time.monotonic()
-    train(args.folder, args.seed, args.vision_steps, args.text_steps)
+    train(args.folder, args.seed)
     print(f"{args.folder}: trained in {(time.monotonic() - began) / 60:.1f} minutes")
 
 
