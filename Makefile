@@ -35,8 +35,7 @@ test: $(INSTALLED)  ## ruff, mypy --strict, import-linter, pytest
 # ---- the demonstration: examples/photos and examples/pairs.txt, all the way to a table
 demo: $(INSTALLED)  ## compare the photographs of examples/photos on this machine, in seconds
 	.venv/bin/diptych precompute examples/photos --output demo/embeddings --weights demo
-	.venv/bin/diptych enqueue examples/pairs.txt --embeds demo/embeddings --weights demo --batch-size 4 --greedy --db results.db
-	.venv/bin/diptych worker --burst --db results.db
+	.venv/bin/diptych batch-generate examples/pairs.txt --embeds demo/embeddings --weights demo --greedy --db results.db
 	.venv/bin/diptych results --db results.db
 	@echo
 	@echo 'A model of 3.4 MB wrote this, which knows brightness, warmth, colour, contrast and sharpness and nothing else'

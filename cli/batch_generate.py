@@ -32,12 +32,11 @@ def make_command(*, print_texts: bool) -> click.Command:
         Example:
           diptych batch-generate pairs.txt --batch-size 64 --max-tokens 50
         """
-        from cli.progress import PrintedTexts, WorkBar
         from cli.work import batch_generate
 
         drawn = random or (None if pairs else batch_size)
         plan = make_plan(pairs, drawn, name, seed, batch_size, settings)
-        return batch_generate(values, plan, (PrintedTexts if print_texts else WorkBar)(quiet=values.quiet))
+        return batch_generate(values, plan, print_texts=print_texts)
 
     return command
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from cli.options import (
     Command,
@@ -41,8 +42,10 @@ def make_plan(pairs: Path | None, random: int | None, name: str | None, seed: in
     from jobs.enqueue import Request, plan_run
     from jobs.seeds import draw_seed
 
+    if random and click.get_current_context().get_parameter_source("pairs") != ParameterSource.COMMANDLINE:
+        pairs = None      # a file that only the variable names gives way
     drawn = draw_seed() if seed is None else seed
-    return plan_run(Request(settings, None if random else pairs, random, drawn, batch_size, name, tuple(sys.argv)))
+    return plan_run(Request(settings, pairs, random, drawn, batch_size, name, tuple(sys.argv)))
 
 
 @click.command("enqueue", short_help="Plan a run: pairs in the database, jobs on the queue.")
@@ -64,7 +67,7 @@ def command(
       diptych enqueue pairs.txt --batch-size 64 --max-tokens 50 --seed 42
       diptych enqueue --random 1000 --prompt "Which image is sharper?" --greedy
     """
-    from jobs.delivery import open_queue
+    from jobs.delivery import check_redis, open_queue
     from jobs.enqueue import enqueue_run
     from jobs.estimate import estimate
     from store.database import open_database
@@ -73,16 +76,17 @@ def command(
     if dry_run:
         _show(estimate(plan, values.db))
         return 0
+    check_redis(values.redis)
     with open_database(values.db, create=True) as database, open_queue(database, values.redis) as queue:
         run = enqueue_run(database, queue, plan)
     if not values.quiet:
-        click.echo(f"{run.total:,} pairs in {plan.n_jobs:,} jobs; next: diptych worker", err=True)
+        click.echo(f"{run.total:,} pairs in {plan.n_jobs:,} jobs; next: diptych worker{values.typed}", err=True)
     click.echo(run.id)
     return 0
 
 
 def _show(cost: "Estimate") -> None:
-    click.echo(f"pairs: {cost.pairs:,} over {cost.images:,} images, in {cost.jobs:,} jobs")
+    click.echo(f"pairs: {cost.pairs:,} over {cost.images:,} images, jobs: {cost.jobs:,}")
     click.echo(f"prompt tokens: {cost.prompt_tokens:,} a pair, {cost.prompt_tokens * cost.pairs:,} in all")
     click.echo(f"answer tokens: at most {cost.max_tokens:,} a pair, {cost.max_tokens * cost.pairs:,} in all")
     if cost.seconds is None:

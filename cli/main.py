@@ -32,10 +32,11 @@ class Commands(click.Group):
         return command
 
 
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="diptych", prog_name="diptych")
+@click.command(cls=Commands, invoke_without_command=True,
+               context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @global_options
-def diptych() -> None:
+@click.pass_context
+def diptych(ctx: click.Context) -> None:
     """Compare pairs of images with GLM-4.6V-Flash, many at a time, so that interrupted runs resume.
 
     \b
@@ -44,6 +45,8 @@ def diptych() -> None:
       diptych batch-generate pairs.txt --max-tokens 50
       diptych results --format csv -o results.csv
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

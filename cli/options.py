@@ -1,5 +1,6 @@
 """The options that commands share: the global ones, and those of generation with the ancestor's variables."""
 
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce, wraps
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 DEFAULT_PROMPT = "Compare these two images."
+LARGEST_BATCH = 65_536      # pairs; far beyond what any memory holds
 SEED = click.IntRange(0, SEED_LIMIT - 1)
 
 
@@ -27,9 +29,11 @@ class Globals:
     redis: str | None
     log_format: str
     quiet: bool
+    typed: str      # --db and --redis as they were typed, to be repeated in the commands that a message names
 
 
 _GLOBAL_DEFAULTS: dict[str, Any] = {"db": "results.db", "redis": None, "log_format": "text", "quiet": False}
+_TYPED = "diptych.typed"
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
@@ -37,6 +41,8 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     meta, key, name = ctx.find_root().meta, f"diptych.{param.name}", param.name or ""
     if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
         meta[key] = value
+        if name in ("db", "redis"):
+            meta[_TYPED] = meta.get(_TYPED, {}) | {name: value}
     elif value is not None:
         meta.setdefault(key, value)
 
@@ -51,6 +57,7 @@ def global_options(function: Command) -> Command:
                      help="Redis or Valkey of the queue.  [default: the embedded server of this database]"),
         click.option("--log-format", type=click.Choice(["text", "json"]), **shared, help="Form of log lines.  [text]"),
         click.option("--quiet", is_flag=True, **shared, help="No progress and no log lines, only errors."),
+        click.version_option(package_name="diptych", prog_name="diptych"),
     )
     return decorate(function, options)
 
@@ -58,6 +65,13 @@ def global_options(function: Command) -> Command:
 def decorate(function: Command, options: Iterable[Callable[[Command], Command]]) -> Command:
     """Apply decorators as if they stood above the function in this order."""
     return reduce(lambda inner, option: option(inner), reversed(list(options)), function)
+
+
+def _words(typed: dict[str, str]) -> str:
+    """Write options for a shell, passwords masked, with a blank before each."""
+    from jobs.environment import mask_passwords
+
+    return "".join(f" --{name} {shlex.quote(mask_passwords(value))}" for name, value in typed.items())
 
 
 def pass_globals(function: Command) -> Command:
@@ -68,7 +82,8 @@ def pass_globals(function: Command) -> Command:
         from cli.logs import set_up_logging
 
         meta = click.get_current_context().find_root().meta
-        values = Globals(**{key: meta.get(f"diptych.{key}", default) for key, default in _GLOBAL_DEFAULTS.items()})
+        given = {key: meta.get(f"diptych.{key}", default) for key, default in _GLOBAL_DEFAULTS.items()}
+        values = Globals(**given, typed=_words(meta.get(_TYPED, {})))
         set_up_logging(values.log_format, quiet=values.quiet)
         return function(values, *args, **kwargs)
 
@@ -103,8 +118,9 @@ def weights_option(function: Command) -> Command:
 
 def batch_size_option(default: int) -> Callable[[Command], Command]:
     """Accept --batch-size with the ancestor's variable."""
-    return click.option("--batch-size", type=click.IntRange(min=1), envvar="GLM_BATCH_SIZE", show_envvar=True,
-                        default=default, show_default=True, help="Pairs of a job, computed side by side.")
+    return click.option("--batch-size", type=click.IntRange(1, LARGEST_BATCH), envvar="GLM_BATCH_SIZE",
+                        show_envvar=True, default=default, show_default=True,
+                        help="Pairs of a job, computed side by side.")
 
 
 def seed_option(text: str) -> Callable[[Command], Command]:

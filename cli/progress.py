@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
+from cli.show import duration, escape
 from workers.report import Reporter
 
 if TYPE_CHECKING:
@@ -17,19 +17,35 @@ if TYPE_CHECKING:
     from store.records import Comparison, Pair, Run
 
 
+def rate(task: Task) -> float | None:
+    """Return things a second since the task began here; what was there before (`fields["before"]`) does not count."""
+    done = task.completed - task.fields.get("before", 0)
+    elapsed = task.finished_time or task.elapsed
+    return done / elapsed if done > 0 and elapsed else None
+
+
 class Rate(ProgressColumn):
     """Things a minute."""
 
     def render(self, task: Task) -> Text:
         """Show the rate, as soon as there is one."""
-        speed = task.finished_speed or task.speed
+        speed = rate(task)
         return Text(f"{60 * speed:,.1f}/min" if speed else "")
+
+
+class TimeLeft(ProgressColumn):
+    """What is left at that rate."""
+
+    def render(self, task: Task) -> Text:
+        """Show the time, as soon as there is a rate."""
+        speed = rate(task)
+        return Text(f"{duration(task.remaining / speed)} left" if speed and task.remaining else "")
 
 
 def make_bar(*, quiet: bool) -> Progress:
     """Make a progress bar on stderr; without a terminal it shows its end only."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeLeft(compact=True))
-    return Progress(*columns, console=Console(stderr=True), disable=quiet, speed_estimate_period=600)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeLeft())
+    return Progress(*columns, console=Console(stderr=True), disable=quiet)
 
 
 class WorkBar(Reporter, AbstractContextManager["WorkBar"]):
@@ -53,22 +69,31 @@ class WorkBar(Reporter, AbstractContextManager["WorkBar"]):
             self._bar.console.print(f"loading {run.weights_dir}", highlight=False, markup=False, soft_wrap=True)
 
     def started(self, run: "Run", job: int, pairs: int) -> None:
-        """Add a bar for a run that is new here."""
+        """Add a bar for a run that is new here; one that others work at too may have come further."""
+        final = run.total - run.pending
         if run.id not in self._tasks:
-            name = f"run {run.name or run.id}"
-            self._tasks[run.id] = self._bar.add_task(name, total=run.total, completed=run.total - run.pending)
+            name = escape(f"run {run.name or run.id}").replace("[", r"\[")      # not rich's markup
+            self._tasks[run.id] = self._bar.add_task(name, total=run.total, completed=final, before=final)
+        self._bar.update(self._tasks[run.id], completed=final)
 
     def row(self, run: "Run", pair: "Pair", result: "Comparison") -> None:
         """Move the run's bar by one."""
         self.failed += result.status == "failed"
-        self._bar.advance(self._tasks[run.id])
+        if run.id in self._tasks:
+            self._bar.advance(self._tasks[run.id])
 
 
 class PrintedTexts(WorkBar):
-    """Prints each pair's text to stdout as it finishes, beside the bar."""
+    """Prints each text of one run to stdout as it finishes, beside the bar."""
+
+    def __init__(self, run_id: str, *, quiet: bool) -> None:
+        super().__init__(quiet=quiet)
+        self._run_id = run_id
 
     def row(self, run: "Run", pair: "Pair", result: "Comparison") -> None:
         """Print one pair: its place and indices, then its text."""
         super().row(run, pair, result)
-        sys.stdout.write(f"[{pair.position}] {pair.idx_a},{pair.idx_b}: {result.error or result.text}\n")
-        sys.stdout.flush()
+        if run.id == self._run_id:
+            line = f"[{pair.position}] {pair.idx_a},{pair.idx_b}: {result.error or result.text}\n"
+            sys.stdout.write(escape(line) if sys.stdout.isatty() else line)
+            sys.stdout.flush()

@@ -31,4 +31,4 @@ def command(values: Globals, run: str | None, retry_failed: bool) -> None:
     click.echo(f"run {found.id}: {resumed.pending:,} of {found.total:,} pairs pending, {resumed.failed:,} failed; "
                f"{resumed.put_back:,} jobs put back on the queue")
     if (resumed.pending or resumed.put_back) and not values.quiet:
-        click.echo("next: diptych worker --burst", err=True)
+        click.echo(f"next: diptych worker --burst{values.typed}", err=True)

@@ -1,7 +1,6 @@
 """diptych status: how far a run is."""
 
 import json
-import time
 from typing import TYPE_CHECKING
 
 import click
@@ -28,18 +27,12 @@ def command(values: Globals, run: str | None, watch: bool, as_json: bool) -> Non
       diptych status
       diptych status night-1 --watch
     """
-    from jobs.progress import read_progress
+    from jobs.progress import watch_progress
     from store.database import open_database
-    from store.runs import find_run
 
     with open_database(values.db, create=False) as database:
-        while True:
-            progress = read_progress(database, find_run(database, run))
+        for progress in watch_progress(database, run, every=WATCH_EVERY if watch else None):
             click.echo(json.dumps(progress.as_json()) if as_json else _sentence(progress))
-            if not watch or progress.state in ("done", "cancelled"):
-                return
-            run = progress.run
-            time.sleep(WATCH_EVERY)
 
 
 def _sentence(progress: "Progress") -> str:

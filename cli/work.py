@@ -8,61 +8,82 @@ import click
 from cli.options import Globals
 
 if TYPE_CHECKING:
-    from cli.progress import WorkBar
     from jobs.enqueue import Plan
-    from jobs.queue import JobQueue
-    from store.database import Database
+    from store.records import Run
     from workers.service import Options
+    from workers.stop import Stop
 
 FAILED, INTERRUPTED = 1, 130      # exit statuses
 
 
-def work_off(values: Globals, options: "Options", bar: "WorkBar") -> int:
-    """Work the queue off and return the exit status."""
+def work_off(values: Globals, options: "Options") -> int:
+    """Work the queue off, or wait for more; return the exit status."""
+    from cli.progress import WorkBar
     from jobs.delivery import open_queue
     from store.database import open_database
-
-    with open_database(values.db, create=True) as database, open_queue(database, values.redis) as queue:
-        return _work(values, database, queue, options, bar)
-
-
-def batch_generate(values: Globals, plan: "Plan", bar: "WorkBar") -> int:
-    """Enqueue a run, work the queue off, and return the exit status."""
-    from jobs.delivery import open_queue
-    from jobs.enqueue import enqueue_run
-    from store.database import open_database
-    from store.runs import find_run
-    from workers.service import Options
-
-    with open_database(values.db, create=True) as database, open_queue(database, values.redis) as queue:
-        run = enqueue_run(database, queue, plan)
-        _say(values, f"run {run.id}: {run.total:,} pairs in {plan.n_jobs:,} jobs")
-        status = _work(values, database, queue, Options(burst=True), bar)
-        run = find_run(database, run.id)
-    _say(values, f"run {run.id}: {run.done:,} of {run.total:,} done, {run.failed:,} failed")
-    if run.pending:
-        _say(values, f"to resume: diptych resume {run.id} && diptych worker --burst")
-    else:
-        _say(values, f"to see them: diptych results {run.id}")
-    return status
-
-
-def _work(values: Globals, database: "Database", queue: "JobQueue", options: "Options", bar: "WorkBar") -> int:
     from workers.service import left_behind, run_worker
     from workers.stop import Stop
 
-    stop = Stop()
-    with bar:
+    with (open_database(values.db, create=not options.burst) as database, open_queue(database, values.redis) as queue,
+          Stop() as stop, WorkBar(quiet=values.quiet) as bar):
+        if not options.burst:
+            say(values, f"waiting for jobs in {database.location}; Ctrl-C ends it")
         run_worker(database, queue, options, stop, bar)
+        missing = left_behind(database, queue) if options.burst and not stop.requested else []
+    say_lost(values, missing)
+    return exit_status(stop, failed=bool(missing or bar.failed))
+
+
+def batch_generate(values: Globals, plan: "Plan", *, print_texts: bool) -> int:
+    """Enqueue a run, work the queue off, and return the exit status of this run."""
+    from cli.progress import PrintedTexts, WorkBar
+    from jobs.delivery import check_redis, open_queue
+    from jobs.enqueue import enqueue_run
+    from store.database import open_database
+    from store.runs import find_run
+    from workers.service import Options, run_worker
+    from workers.stop import Stop
+
+    check_redis(values.redis)
+    with (open_database(values.db, create=True) as database, open_queue(database, values.redis) as queue,
+          Stop() as stop):
+        ahead = len(queue.waiting())
+        run = enqueue_run(database, queue, plan)
+        say(values, f"run {run.id}: {run.total:,} pairs in {plan.n_jobs:,} jobs")
+        if ahead:
+            say(values, f"{ahead:,} jobs of other runs come first")
+        with (PrintedTexts(run.id, quiet=values.quiet) if print_texts else WorkBar(quiet=values.quiet)) as bar:
+            run_worker(database, queue, Options(burst=True), stop, bar)
+        run = find_run(database, run.id)
+    say_outcome(values, run)
+    return exit_status(stop, failed=bool(run.pending or run.failed))
+
+
+def exit_status(stop: "Stop", *, failed: bool) -> int:
+    """Return 130 after Ctrl-C, 0 after SIGTERM, else whether something failed."""
     if stop.requested:
         return INTERRUPTED if stop.signal == signal.SIGINT else 0
-    missing = left_behind(database, queue) if options.burst else []
-    for run in missing:
+    return FAILED if failed else 0
+
+
+def say_outcome(values: Globals, run: "Run") -> None:
+    """Say how far a run is, and the command that comes next."""
+    say(values, f"run {run.id}: {run.done:,} of {run.total:,} done, {run.failed:,} failed")
+    if run.pending:
+        resume = f"diptych resume {run.id}{values.typed} && diptych worker --burst{values.typed}"
+        click.echo(f"to resume: {resume}", err=True)
+    else:
+        say(values, f"to see them: diptych results {run.id}{values.typed}")
+
+
+def say_lost(values: Globals, runs: "list[Run]") -> None:
+    """Name the runs whose planned pairs no ticket stands for."""
+    for run in runs:
         click.echo(f"run {run.id}: {run.pending:,} planned pairs have no ticket on the queue; put them back with: "
-                   f"diptych resume {run.id}", err=True)
-    return FAILED if missing or bar.failed else 0
+                   f"diptych resume {run.id}{values.typed}", err=True)
 
 
-def _say(values: Globals, line: str) -> None:
+def say(values: Globals, line: str) -> None:
+    """Print a line for a person on stderr, unless --quiet."""
     if not values.quiet:
         click.echo(line, err=True)

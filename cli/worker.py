@@ -21,8 +21,7 @@ def command(values: Globals, burst: bool, embeds: Path | None, weights: Path | N
     Example:
       diptych worker --burst
     """
-    from cli.progress import WorkBar
     from cli.work import work_off
     from workers.service import Options
 
-    return work_off(values, Options(burst=burst, weights=weights, embeds=embeds), WorkBar(quiet=values.quiet))
+    return work_off(values, Options(burst=burst, weights=weights, embeds=embeds))

@@ -33,6 +33,12 @@ def open_queue(database: Database, redis_url: str | None) -> Iterator[JobQueue]:
         yield queue
 
 
+def check_redis(redis_url: str | None) -> None:
+    """Raise QueueError where the Redis that a person named does not answer, before anything is written."""
+    if redis_url is not None:
+        connect(redis_url).close()
+
+
 def put_back_all(database: Database, queue: JobQueue) -> int:
     """Put back the tickets of every run that is neither done nor cancelled; return how many were missing."""
     live = (run for run in list_runs(database) if run.state in ("queued", "running"))

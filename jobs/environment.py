@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PASSWORD = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/@]*?:)[^\s/]*(?=@)", re.IGNORECASE)
+_PASSWORDS = (
+    re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/@]*?:)[^\s/]*(?=@)", re.IGNORECASE),      # scheme://user:...@host
+    re.compile(r"(?P<before>[?&](password|passwd|pwd)=)[^&\s#]*", re.IGNORECASE),              # ?password=...
+)
 
 
 def package_version(name: str) -> str:
@@ -41,7 +44,9 @@ def chip() -> str:
 
 def mask_passwords(text: str) -> str:
     """Replace the password of every URL in a text by ***."""
-    return _PASSWORD.sub(r"\g<before>***", text)
+    for pattern in _PASSWORDS:
+        text = pattern.sub(r"\g<before>***", text)
+    return text
 
 
 def mask_argv(argv: Sequence[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from jobs.prompt import Prompt, build_prompt
 from jobs.tokenizer import Tokenizer, load_tokenizer
 from store.checkpoint import Checkpoint, open_checkpoint
 from store.embeddings import Embeddings, open_embeddings
+from store.errors import SettingsError
 from store.records import Sampling
 
 
@@ -37,4 +38,11 @@ def open_inputs(settings: Settings) -> Inputs:
     embeddings = open_embeddings(settings.embeddings_dir, hidden=checkpoint.text.hidden_size)
     tokenizer = load_tokenizer(checkpoint)
     prompt = build_prompt(checkpoint, tokenizer, settings.prompt, thinking=settings.thinking, grid=embeddings.grid)
+    _check_room(checkpoint.text.max_positions, len(prompt.token_ids), settings.sampling.max_tokens)
     return Inputs(checkpoint, embeddings, tokenizer, prompt)
+
+
+def _check_room(positions: int, prompt_tokens: int, max_tokens: int) -> None:
+    if prompt_tokens + max_tokens > positions:
+        raise SettingsError(f"max_tokens: expected at most {positions - prompt_tokens:,} (the checkpoint's "
+                            f"{positions:,} positions less {prompt_tokens:,} prompt tokens), found {max_tokens:,}")

@@ -1,11 +1,14 @@
 """How far a run is: counts, rate and time left, all from the database, so that asking starts no server."""
 
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from store.database import Database
 from store.jobs import job_counts, rate
 from store.records import Run, State
+from store.runs import find_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +42,13 @@ def read_progress(database: Database, run: Run) -> Progress:
         comparisons_per_minute=round(per_minute, 2) if per_minute else None,
         seconds_left=round(60 * run.pending / per_minute, 1) if per_minute and unfinished else None,
     )
+
+
+def watch_progress(database: Database, reference: str | None, *, every: float | None) -> Iterator[Progress]:
+    """Yield a run's progress, again `every` so many seconds until it has ended; once where that is None."""
+    progress = read_progress(database, find_run(database, reference))
+    yield progress
+    while every is not None and progress.state in ("queued", "running"):
+        time.sleep(every)
+        progress = read_progress(database, find_run(database, progress.run))
+        yield progress

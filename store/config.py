@@ -33,6 +33,7 @@ class TextConfig:
     rotary_dims: int                          # of head_dim; the rest is not rotated
     mrope_section: tuple[int, int, int]       # frequencies from t, h, w
     tie_word_embeddings: bool
+    max_positions: int                        # tokens of prompt and answer together
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ def read_text_config(config: Section) -> TextConfig:
         rope_theta=_rope_number(text, "rope_theta"), rotary_dims=rotary_dims,
         mrope_section=_mrope_section(text, rotary_dims),
         tie_word_embeddings=bool(text.values.get("tie_word_embeddings", config.values.get("tie_word_embeddings"))),
+        max_positions=text.integer("max_position_embeddings", 131_072),      # GLM-4.6V's, where it is not said
     )
 
 

@@ -25,13 +25,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Raise SettingsError for a value out of its range."""
+        temperature = 1e-6 <= self.temperature <= 1e6 or (not self.do_sample and 0 <= self.temperature <= 1e6)
         checks = (
-            (self.temperature > 0 or not self.do_sample, "temperature", "more than 0 (--greedy is without sampling)"),
-            (self.temperature < float("inf"), "temperature", "a finite number"),
-            (self.top_k >= 0, "top_k", "0 (off) or more"),
+            (temperature, "temperature", "a number from 1e-06 to 1e+06 (--greedy is without sampling)"),
+            (0 <= self.top_k < 2**31, "top_k", "0 (off) or more, below 2^31"),
             (0 < self.top_p <= 1, "top_p", "more than 0 and at most 1 (off)"),
-            (0 < self.repetition_penalty < float("inf"), "repetition_penalty", "more than 0; 1.0 is none"),
-            (self.max_tokens >= 1, "max_tokens", "1 or more"),
+            (1e-6 <= self.repetition_penalty <= 1e6, "repetition_penalty", "a number from 1e-06 to 1e+06; 1.0 is none"),
+            (1 <= self.max_tokens < 2**31, "max_tokens", "1 or more, below 2^31"),
         )
         for holds, name, expected in checks:
             if not holds:

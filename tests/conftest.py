@@ -14,6 +14,7 @@ import pytest
 DATA = Path(__file__).parent / "data"
 SMALL = DATA / "small"
 WEIGHTS = SMALL / "weights"
+CPU = Path(__file__).parent / "cpu"
 DIPTYCH = Path(sys.executable).with_name("diptych")
 
 
@@ -24,6 +25,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in [name for name in os.environ if name.startswith(("GLM_", "DIPTYCH_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(CPU), prepend=os.pathsep)      # on Metal, rows depend on their batch
     yield folder
     if (folder / ".diptych").exists():
         wait_for(lambda: not server_pids(folder), "the embedded server to end with its last client", seconds=15)

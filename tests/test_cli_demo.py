@@ -5,8 +5,10 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import pytest
 from conftest import DIPTYCH, run_diptych
 
+from cli.main import diptych, run
 from store.demo import PHOTOS
 
 
@@ -38,6 +40,16 @@ def test_demo_leaves_a_file_of_the_same_name_alone(tmp_path: Path) -> None:
 def test_demo_may_be_laid_out_twice(tmp_path: Path) -> None:
     assert [run_diptych("demo", "here", cwd=tmp_path).returncode for _ in range(2)] == [0, 0]
     assert len(list((tmp_path / "here" / "photos").glob("*.jpg"))) == len(list(PHOTOS.glob("*.jpg")))
+
+
+def test_demo_without_its_photographs_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("store.demo.PHOTOS", tmp_path / "none")
+
+    assert run(diptych, ["demo", str(tmp_path / "here")]) == 2
+    assert "installed without its photographs" in capsys.readouterr().err
+    assert not (tmp_path / "here").exists()
 
 
 def test_a_folder_called_demo_is_meant_by_its_path(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from conftest import run_diptych
 
 from cli.main import diptych, run
 
+HUGE = "99999999999999999999"
 HOSTILE = 'red \x1b[31m"quoted", line\r\nbreak\ttab =1+1 ünïcode \u202e end'
 
 
@@ -96,6 +97,37 @@ def test_a_table_escapes_what_would_drive_the_terminal(worked: Path, capsys: pyt
     assert "\x1b" not in table
     assert "\u202e" not in table
     assert "\\x1b[31m" in table
+
+
+def test_replay_escapes_what_would_drive_the_terminal(worked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with sqlite3.connect(worked / "results.db") as connection:
+        connection.execute("update results set token_ids = x'00000000' where position = 1")
+    connection.close()
+
+    assert run(diptych, ["replay", "night", "1"]) == 1
+
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\\x1b[31m" in out
+
+
+@pytest.mark.parametrize("words", [
+    ("results", "--limit", HUGE), ("results", "--pair", f"{HUGE},0"), ("results", "--pair", "0," + "9" * 5000),
+    ("results", "--image", HUGE), ("replay", "night", HUGE),
+])
+def test_integers_that_no_database_holds_are_refused(
+    worked: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert run(diptych, list(words)) == 2
+    assert "unexpected" not in capsys.readouterr().err
+
+
+def test_the_table_in_a_file_has_every_row(worked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown(capsys, "--format", "table", "-o", "out.txt")
+
+    lines = (worked / "out.txt").read_text().splitlines()
+    assert lines[0].split() == ["position", "image_a", "image_b", "text"]
+    assert [line.split()[0] for line in lines[2:] if line[:1].isdigit()] == [str(place) for place in range(8)]
 
 
 @pytest.mark.parametrize(("words", "positions"), [

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -47,7 +48,8 @@ def test_make_demo_prints_what_the_readme_shows_twice_in_a_row(tmp_path: Path, h
     """Its very recipe, beside a copy of what it reads; the environment is the one that runs this test."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / ".venv").symlink_to(ROOT / ".venv", target_is_directory=True)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent, target_is_directory=True)
     recipe = subprocess.run(["make", "-n", "-o", ".venv/.installed", "demo"], cwd=tmp_path, capture_output=True,
                             text=True, check=True).stdout
 

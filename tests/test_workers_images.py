@@ -88,7 +88,21 @@ def test_links_that_lead_outside_are_not_followed(tmp_path: Path) -> None:
 
     found = find_images(tmp_path / "in")
 
-    assert (found.paths, found.skipped) == (["a.png", "same.png"], 2)
+    assert (found.paths, found.skipped, found.outside) == (["a.png", "same.png"], 3, 2)
+
+
+def test_a_folder_of_nothing_but_links_says_where_they_lead(tmp_path: Path) -> None:
+    outside = save(tmp_path / "out" / "b.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b.png").symlink_to(outside)
+    (tmp_path / "in" / "folder").symlink_to(outside.parent)
+
+    with pytest.raises(ImagesError, match=r"found 2 links that lead outside it; copy the files"):
+        find_images(tmp_path / "in")
+
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    with pytest.raises(ImagesError, match=r"found 1 other files and 2 links that lead outside it; copy the files"):
+        find_images(tmp_path / "in")
 
 
 def test_a_folder_that_is_itself_a_link_is_read(tmp_path: Path) -> None:

@@ -84,13 +84,52 @@ def test_greedy_takes_the_largest_logit_after_the_penalty_and_the_lower_id_of_eq
     assert make_sampler(greedy)(logits, None, seen).tolist() == [1, 1]
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(2, 0.9), (0, 0.9), (0, 1.0)])
-def test_a_temperature_near_zero_is_greedy(top_k: int, top_p: float) -> None:
+def extreme(**values: float) -> Sampling:
+    """Make settings past their checks: the sampler does not rely on them."""
+    sampling = Sampling()
+    for name, value in values.items():
+        object.__setattr__(sampling, name, value)
+    return sampling
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-36, 1e-40, 1e-300])      # the last two are 0 or none in float32
+@pytest.mark.parametrize(("top_k", "top_p"), [(2, 0.9), (2, 1.0), (50, 1.0), (0, 0.9), (0, 1.0)])
+def test_a_temperature_near_zero_is_greedy(temperature: float, top_k: int, top_p: float) -> None:
     logits, keys = mx.array(100 * some_logits(8)), row_keys(range(8))
 
-    drawn = make_sampler(Sampling(temperature=1e-36, top_k=top_k, top_p=top_p))(logits, keys, None)
+    drawn = make_sampler(extreme(temperature=temperature, top_k=top_k, top_p=top_p))(logits, keys, None)
 
     np.testing.assert_array_equal(np.array(drawn), np.array(logits).argmax(axis=-1))
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 1e-38, 1e-45, 1e-300])
+@pytest.mark.parametrize("top_k", [0, 2, 50])
+def test_a_nucleus_near_nothing_keeps_the_best_token(top_p: float, top_k: int) -> None:
+    logits, keys = mx.array(some_logits(8)), row_keys(range(8))
+
+    drawn = make_sampler(extreme(temperature=2.0, top_k=top_k, top_p=top_p))(logits, keys, None)
+
+    np.testing.assert_array_equal(np.array(drawn), np.array(logits).argmax(axis=-1))
+
+
+@pytest.mark.parametrize("target", [0.0, 1e-45, 1e-300])
+def test_bisection_keeps_the_best_token_however_small_the_target(target: float) -> None:
+    logits = mx.array([[1.0, 3.0, 3.0, -mx.inf]])
+
+    kept = np.isfinite(np.array(keep_best(logits, mx.softmax(logits, axis=-1), target)))
+
+    assert np.flatnonzero(kept).tolist() == [1]
+
+
+@pytest.mark.parametrize("temperature", [1e6, 1e30, 1e300])
+@pytest.mark.parametrize("top_k", [0, 2, 50])
+def test_a_temperature_near_infinity_draws_from_all_that_are_kept(temperature: float, top_k: int) -> None:
+    logits, keys = mx.array(np.repeat(some_logits(), 500, axis=0)), row_keys(range(500))
+
+    drawn = np.array(make_sampler(extreme(temperature=temperature, top_k=top_k, top_p=1.0))(logits, keys, None))
+
+    assert drawn.max() < VOCAB
+    assert len(set(drawn.tolist())) > (top_k or VOCAB) // 2
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7, 50])

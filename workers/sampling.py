@@ -14,6 +14,7 @@ from store.records import Sampling
 # logits [rows, vocab], keys [rows, 2] (None when greedy), seen [rows, vocab] (None without penalty) -> tokens [rows]
 Sampler = Callable[[mx.array, mx.array | None, mx.array | None], mx.array]
 
+SMALLEST = 2.0**-126     # the smallest normal float32: what is smaller may count as 0 on the device
 CANDIDATES_PAY = 64      # where k * 64 <= vocab, the two sorts of top_candidates take a quarter of a full sort or less
 
 
@@ -32,7 +33,7 @@ def make_sampler(sampling: Sampling) -> Sampler:
             return mx.argmax(logits, axis=-1)
         assert keys is not None
         # Less their maximum, which changes no probability: a temperature near 0 then leaves 0 and -inf, never a NaN.
-        logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
+        logits = (logits - logits.max(axis=-1, keepdims=True)) / max(sampling.temperature, SMALLEST)
         if 0 < sampling.top_k * CANDIDATES_PAY <= logits.shape[-1]:
             return _sample_candidates(logits, keys, sampling)
         return _draw(_mask(logits, sampling), keys)
@@ -44,7 +45,7 @@ def _sample_candidates(logits: mx.array, keys: mx.array, sampling: Sampling) -> 
     ids, values = top_candidates(logits, sampling.top_k)      # [rows, k] each, in order of rank
     probs = mx.softmax(values, axis=-1, precise=True)
     before = mx.cumsum(probs, axis=-1, inclusive=False)       # the probability of better tokens
-    kept = mx.where(before < sampling.top_p, values, -mx.inf)
+    kept = mx.where(before < max(sampling.top_p, SMALLEST), values, -mx.inf)
     return mx.take_along_axis(ids, _draw(kept, keys)[:, None], axis=-1)[:, 0]
 
 
@@ -92,8 +93,10 @@ def keep_best(logits: mx.array, weights: mx.array, target: float) -> mx.array:
     """Mask all but the shortest beginning, in order of rank, whose weights [rows, vocab] add up to the target.
 
     Weights of 1 keep that many tokens, probabilities a nucleus; equal logits must have equal weights. Bisects the
-    logit of the last one kept, bit by bit through integers of the same order, in 32 passes without a sort.
+    logit of the last one kept, bit by bit through integers of the same order, in 32 passes without a sort. The best
+    one is kept however small the target.
     """
+    target = max(target, SMALLEST)
     ranks = ordered(logits)                                                     # [rows, vocab] uint32
     last = mx.zeros((logits.shape[0], 1), mx.uint32)
     for bit in range(31, -1, -1):
