@@ -18,6 +18,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 TOKENS, GRID = 16, (4, 4)
+SERVER_SECONDS = 30      # a server is gone within 10 of its last client
 TARGET_SECONDS, TARGET_MB = 15, 300      # for 100,000 pairs on a machine with two cores
 
 
@@ -50,6 +51,18 @@ def measure(folder: Path, batch_size: int) -> tuple[float, float]:
     return time.monotonic() - began, usage.ru_maxrss / (1e6 if platform.system() == "Darwin" else 1e3)
 
 
+def wait_for_server(home: Path) -> None:
+    """Wait until the embedded server, which ends soon after its last client, and its watcher leave their folder."""
+    from jobs import watcher
+
+    deadline = time.monotonic() + SERVER_SECONDS
+    for folder in (home / ".diptych").iterdir():
+        while any(watcher.is_locked(folder / lock) for lock in (watcher.SERVER_LOCK, watcher.WATCHER_LOCK)):
+            if time.monotonic() > deadline:
+                sys.exit(f"{folder}: the server still runs {SERVER_SECONDS} s after its last client")
+            time.sleep(0.1)
+
+
 def main() -> None:
     """Print the figures, and end with status 1 where 100,000 pairs miss the target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dt-", dir="/tmp") as name:
         prepare(Path(name), options.images, options.pairs)
         seconds, megabytes = measure(Path(name), options.batch_size)
-        time.sleep(1)      # the embedded server ends after its last client
+        wait_for_server(Path(name))
     print(f"{options.pairs:,} pairs, batch size {options.batch_size}: {seconds:.1f} s, peak {megabytes:.0f} MB "
           f"({os.cpu_count()} cores, Python {platform.python_version()})")
     if options.pairs == 100_000 and (seconds > TARGET_SECONDS or megabytes > TARGET_MB):

@@ -1,4 +1,4 @@
-"""Time and peak memory of `diptych results` for 1,000,000 rows, to CSV, JSON lines and Parquet.
+"""Time and peak memory of `diptych results` for 1,000,000 rows, to CSV, JSON lines, Parquet and a table.
 
     .venv/bin/python benchmarks/results.py [--rows 1000000]
 
@@ -70,7 +70,7 @@ def main() -> None:
         folder = Path(name)
         with open_database(str(folder / "results.db"), create=True) as database:
             runs = {count: make_run(database, count) for count in (rows // 10, rows)}
-        for form in ("csv", "jsonl", "parquet"):
+        for form in ("csv", "jsonl", "parquet", "table"):
             for count, run in runs.items():
                 seconds, megabytes = measure(folder, run, form)
                 print(f"{form:8} {count:>9,} rows: {seconds:6.1f} s, peak {megabytes:4.0f} MB")

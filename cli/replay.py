@@ -3,6 +3,7 @@
 import click
 
 from cli.options import Globals, pass_globals
+from cli.show import escape
 
 DIFFERS = 1      # exit status
 
@@ -32,5 +33,5 @@ def command(values: Globals, run: str, position: int) -> int:
         return 0
     recorded, generated = (tokens[place : place + 1] or ("the end",) for tokens in (found.recorded, found.generated))
     click.echo(f"different from token {place} on: recorded {recorded[0]}, generated {generated[0]}")
-    click.echo(f"recorded:  {found.recorded_text}\ngenerated: {found.generated_text}")
+    click.echo(f"recorded:  {escape(found.recorded_text)}\ngenerated: {escape(found.generated_text)}")
     return DIFFERS

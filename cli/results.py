@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from store.records import Run
 
 TABLE_ROWS = 100      # rows of a table when no --limit is given: more is for a file
+DIGITS = 18           # of an integer that is sure to fit the 64 bits of a database
 TABLE_COLUMNS = ("position", "image_a", "image_b", "text")
 
 
@@ -27,7 +28,17 @@ class PairType(click.ParamType[tuple[int, int]]):
         words = str(value).split(",")
         if len(words) != 2 or not all(word.strip().isascii() and word.strip().isdigit() for word in words):
             self.fail(f"expected two indices with a comma, as 3,17, found {value!r}", param, ctx)
+        for word in words:
+            check_digits(ctx, param, word.strip())
         return int(words[0]), int(words[1])
+
+
+def check_digits(ctx: click.Context | None, param: click.Parameter | None, value: Any) -> Any:
+    """Refuse an integer of more digits than a database holds; let all else through, a name too."""
+    word = str(value)
+    if word.isascii() and word.isdigit() and len(word.lstrip("0")) > DIGITS:
+        raise click.BadParameter(f"expected at most {DIGITS} digits, found {len(word)}; name another", ctx, param)
+    return value
 
 
 @click.command("results", short_help="Query the results of a run.")
@@ -36,10 +47,12 @@ class PairType(click.ParamType[tuple[int, int]]):
               show_default=True, help="parquet needs the extra of that name, and -o.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="A file instead of stdout.")
 @click.option("--pair", type=PairType(), help="Only this pair of indices.")
-@click.option("--image", metavar="X", help="Only pairs with this image: an index, or a name in filenames.txt.")
+@click.option("--image", metavar="X", callback=check_digits,
+              help="Only pairs with this image: an index, or a name in filenames.txt.")
 @click.option("--contains", metavar="TEXT", help="Only texts that contain this; upper and lower case are the same.")
 @click.option("--status", type=click.Choice(["pending", "done", "failed"]), help="Only these pairs.")
-@click.option("--limit", type=click.IntRange(min=1), help=f"At most so many.  [table: {TABLE_ROWS}; else: all]")
+@click.option("--limit", type=click.IntRange(min=1), callback=check_digits,
+              help=f"At most so many.  [table: {TABLE_ROWS}; else: all]")
 @pass_globals
 def command(
     values: Globals, run: str | None, form: str, output: Path | None, limit: int | None, **filters: Any
@@ -95,9 +108,11 @@ def _write(rows: Iterator[dict[str, Any]], form: str, output: Path | None) -> in
 
 
 def _table(rows: Iterator[dict[str, Any]], out: Any = None) -> int:
-    shown = [(row["position"], row["image_a"], row["image_b"], _answer(row)) for row in rows]
-    print_table(TABLE_COLUMNS, shown, out)
-    return len(shown)
+    return print_table(TABLE_COLUMNS, (_cells(row) for row in rows), out)
+
+
+def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["position"], row["image_a"], row["image_b"], _answer(row)
 
 
 def _answer(row: dict[str, Any]) -> str:

@@ -45,7 +45,6 @@ def put_back_all(database: Database, queue: JobQueue) -> int:
     return sum(put_back(database, queue, run) for run in live)
 
 
-def put_back(database: Database, queue: JobQueue, run: Run, *, retry_failed: bool = False) -> int:
+def put_back(database: Database, queue: JobQueue, run: Run) -> int:
     """Put on the queue what is planned and not done, without what is there already; return how many were missing."""
-    jobs = unfinished_jobs(database, run.id, retry_failed=retry_failed)
-    return queue.put(Ticket(run.id, job) for job in jobs)
+    return queue.put(Ticket(run.id, job) for job in unfinished_jobs(database, run.id))

@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import redis
 from redis.client import Pipeline
@@ -60,6 +60,13 @@ class Lease:
     expires: float         # seconds since the epoch
 
 
+class Rescued(NamedTuple):
+    """The tickets that dead workers have left."""
+
+    back: list[Ticket]
+    failed: list[Ticket]      # their retries are used up
+
+
 def asking(method: Callable[Concatenate["JobQueue", P], T]) -> Callable[Concatenate["JobQueue", P], T]:
     """Turn an error of Redis into a QueueError with its address."""
 
@@ -86,11 +93,19 @@ class JobQueue:
     @asking
     def put(self, tickets: Iterable[Ticket]) -> int:
         """Append tickets and return how many; those that wait or run already are skipped. May be repeated safely."""
-        known = {*self.waiting(), *self.running()}
+        known = self._known()
         new = [ticket for ticket in dict.fromkeys(tickets) if ticket not in known]
         for chunk in chunks(new):
             self._push(chunk)
         return len(new)
+
+    def _known(self) -> set[Ticket]:
+        """Read the tickets that wait or run, both at one moment: a ticket may go from either to the other."""
+        with self.connection.pipeline() as pipe:
+            pipe.lrange(self.rq.key, 0, -1)
+            pipe.zrange(self.rq.started_job_registry.key, 0, -1, withscores=True)
+            waiting, started = pipe.execute()
+        return {*readable_tickets(waiting), *live_tickets(read_leases(started))}
 
     def _push(self, tickets: list[Ticket]) -> None:
         """Append tickets in one transaction, in place of what earlier attempts have left of them."""
@@ -125,8 +140,7 @@ class JobQueue:
     @asking
     def running(self) -> list[Ticket]:
         """List the tickets that workers hold; an expired lease does not count."""
-        now = current_timestamp()
-        return list(readable_tickets(lease.job_id for lease in self._leases() if lease.expires >= now))
+        return list(live_tickets(self._leases()))
 
     @asking
     def failed(self) -> list[Ticket]:
@@ -186,10 +200,10 @@ class JobQueue:
         return self.transact(settle, self.rq.key)
 
     @asking
-    def rescue(self, is_dead: Callable[[str], bool]) -> list[Ticket]:
+    def rescue(self, is_dead: Callable[[str], bool]) -> Rescued:
         """Put the tickets of dead workers and expired leases back, at the front; each time costs the job a retry.
 
-        is_dead says of a worker's name whether that worker is gone, whatever its lease.
+        is_dead says of a worker's name whether that worker is gone, whatever its lease. A ticket without retries fails.
         """
 
         def settle(pipe: Pipeline) -> list[tuple[Ticket, bool]]:
@@ -205,7 +219,7 @@ class JobQueue:
         rescued = self.transact(settle, self.rq.started_job_registry.key)
         for ticket, is_back in rescued:
             logger.warning("the worker of job %s is gone: %s", ticket.id, "back on the queue" if is_back else "failed")
-        return [ticket for ticket, is_back in rescued if is_back]
+        return Rescued(*([ticket for ticket, is_back in rescued if is_back is wanted] for wanted in (True, False)))
 
     def transact(self, settle: Callable[[Pipeline], T], *watched: str) -> T:
         """Read, then write in one transaction; again from the start when a watched key has changed in between."""
@@ -232,11 +246,7 @@ class JobQueue:
     def _leases(self) -> list[Lease]:
         """Read all leases, also the expired ones. RQ's own readers clean up as they read, which can fail a live job."""
         entries = self.connection.zrange(self.rq.started_job_registry.key, 0, -1, withscores=True)
-        leases = []
-        for entry, expires in cast("list[tuple[bytes, float]]", entries):
-            job_id, _, execution_id = as_text(entry).partition(":")
-            leases.append(Lease(entry, job_id, execution_id, expires))
-        return leases
+        return read_leases(cast("list[tuple[bytes, float]]", entries))
 
     def _is_lost(self, lease: Lease, is_dead: Callable[[str], bool]) -> bool:
         """Say whether a lease has expired or its worker is gone."""
@@ -255,6 +265,21 @@ class JobQueue:
                 continue
             if job.get_status(refresh=False) == JobStatus.STARTED:
                 yield job
+
+
+def read_leases(entries: Iterable[tuple[bytes, float]]) -> list[Lease]:
+    """Read the entries of RQ's registry of started jobs."""
+    leases = []
+    for entry, expires in entries:
+        job_id, _, execution_id = as_text(entry).partition(":")
+        leases.append(Lease(entry, job_id, execution_id, expires))
+    return leases
+
+
+def live_tickets(leases: Iterable[Lease]) -> Iterator[Ticket]:
+    """Give the tickets that are held; an expired lease holds nothing."""
+    now = current_timestamp()
+    return readable_tickets(lease.job_id for lease in leases if lease.expires >= now)
 
 
 def chunks(items: list[T]) -> Iterator[list[T]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import store.jobs
 from jobs.delivery import open_queue, put_back
 from jobs.queue import JobQueue
 from jobs.server import running_server
@@ -20,10 +21,14 @@ class Resumed:
 
 
 def resume(database: Database, queue: JobQueue, run: Run, *, retry_failed: bool = False) -> Resumed:
-    """Lift a cancel and put back on the queue what is planned and not done. Doing it twice does no harm."""
+    """Lift a cancel and put back on the queue what is planned and not done. Doing it twice does no harm.
+
+    With `retry_failed` the pairs that failed are to be done again; the run is unfinished until they are.
+    """
     lift_cancel(database, run.id)
-    missing = put_back(database, queue, run, retry_failed=retry_failed)
-    return Resumed(pending=run.pending, failed=run.failed, put_back=missing)
+    if retry_failed:
+        store.jobs.retry_failed(database, run.id)
+    return Resumed(pending=run.pending, failed=run.failed, put_back=put_back(database, queue, run))
 
 
 def cancel_run_here(database: Database, redis_url: str | None, run: Run) -> int:

@@ -9,9 +9,11 @@ from store.clock import now
 from store.database import Database
 from store.errors import RunError
 from store.records import Pair
-from store.schema import jobs, pairs, results, runs
+from store.schema import is_to_retry, jobs, pairs, results, runs
 
 _LAST = 20      # jobs whose seconds make the rate: enough to be steady, few enough to follow a change of machine
+_ROW = (results.c.run_id == pairs.c.run_id) & (results.c.position == pairs.c.position)
+_OPEN = results.c.position.is_(None) | is_to_retry      # of a pair and its row, if there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +24,29 @@ class JobCounts:
     running: int
 
 
-def unfinished_jobs(db: Database, run_id: str, *, retry_failed: bool = False) -> list[int]:
-    """Return the jobs, ascending, that hold a pair without a row (or, with `retry_failed`, without a done one)."""
-    row = (results.c.run_id == pairs.c.run_id) & (results.c.position == pairs.c.position)
-    missing: ColumnElement[bool] = results.c.position.is_(None)
-    if retry_failed:
-        missing = missing | (results.c.status == "failed")
-    planned = select(pairs.c.job).distinct().select_from(pairs.outerjoin(results, row))
+def unfinished_jobs(db: Database, run_id: str) -> list[int]:
+    """Return the jobs, ascending, that hold a pair without a row, or with a failed one that is to be retried."""
+    planned = select(pairs.c.job).distinct().select_from(pairs.outerjoin(results, _ROW))
     with db.read() as connection:
-        return list(connection.scalars(planned.where(pairs.c.run_id == run_id, missing).order_by(pairs.c.job)))
+        return list(connection.scalars(planned.where(pairs.c.run_id == run_id, _OPEN).order_by(pairs.c.job)))
+
+
+def retry_failed(db: Database, run_id: str) -> int:
+    """Let the failed rows of a run be computed again, and return how many there are; doing it twice is safe.
+
+    Each stays until another takes its place. The run is unfinished meanwhile, and so are the jobs of these rows.
+    """
+    failed = (results.c.run_id == run_id) & (results.c.status == "failed")
+    again = select(pairs.c.job).select_from(pairs.join(results, _ROW)).where(failed)
+    ended = (jobs.c.run_id == run_id) & jobs.c.finished_at.is_not(None) & jobs.c.job.in_(again)
+    with db.write() as connection:
+        connection.execute(select(runs.c.id).where(runs.c.id == run_id).with_for_update())      # as record_results
+        count = connection.execute(update(results).where(failed).values(retry=1)).rowcount
+        if count:
+            waiting = {"worker": None, "started_at": None, "finished_at": None, "seconds": None}
+            connection.execute(update(jobs).where(ended).values(waiting))
+            connection.execute(update(runs).where(runs.c.id == run_id).values(finished_at=None))
+    return count
 
 
 def read_pairs(db: Database, run_id: str, job: int) -> list[Pair]:
@@ -43,10 +59,16 @@ def read_pairs(db: Database, run_id: str, job: int) -> list[Pair]:
         return [Pair(*row) for row in connection.execute(planned.order_by(pairs.c.position))]
 
 
+def open_positions(db: Database, run_id: str, job: int) -> set[int]:
+    """Return the positions of a job that have no row, or a failed one that is to be retried."""
+    left = select(pairs.c.position).select_from(pairs.outerjoin(results, _ROW))
+    with db.read() as connection:
+        return set(connection.scalars(left.where(pairs.c.run_id == run_id, pairs.c.job == job, _OPEN)))
+
+
 def done_positions(db: Database, run_id: str, job: int) -> set[int]:
     """Return the positions of a job whose rows are final; a failed row is not, a later success replaces it."""
-    row = (results.c.run_id == pairs.c.run_id) & (results.c.position == pairs.c.position)
-    done = select(pairs.c.position).select_from(pairs.join(results, row)).where(
+    done = select(pairs.c.position).select_from(pairs.join(results, _ROW)).where(
         pairs.c.run_id == run_id, pairs.c.job == job, results.c.status == "done"
     )
     with db.read() as connection:
@@ -62,7 +84,7 @@ def start_job(db: Database, run_id: str, job: int, worker: str) -> int:
         started = update(jobs).where(_is(run_id, job)).values(begun)
         attempt: int | None = connection.scalar(started.returning(jobs.c.attempts))
         if attempt is None:
-            raise RunError(f"{db.location}: expected job {job} of run {run_id!r} to be planned, found no such job")
+            raise _not_planned(db, run_id, job)
         started_at = func.coalesce(runs.c.started_at, begun["started_at"])
         connection.execute(update(runs).where(runs.c.id == run_id).values(started_at=started_at))
     return attempt
@@ -74,6 +96,19 @@ def finish_job(db: Database, run_id: str, job: int, seconds: float) -> None:
         connection.execute(update(jobs).where(_is(run_id, job)).values(finished_at=now(), seconds=seconds))
 
 
+def end_job(db: Database, run_id: str, job: int) -> int:
+    """Mark a job as ended without a time of its own, and return how often it was begun; doing it twice is safe.
+
+    For a job that is given up, or found to be done. Raises RunError for a job not planned.
+    """
+    ended = update(jobs).where(_is(run_id, job)).values(finished_at=func.coalesce(jobs.c.finished_at, now()))
+    with db.write() as connection:
+        attempts: int | None = connection.scalar(ended.returning(jobs.c.attempts))
+    if attempts is None:
+        raise _not_planned(db, run_id, job)
+    return attempts
+
+
 def release_job(db: Database, run_id: str, job: int) -> None:
     """Mark a job that was not finished as queued again; its attempts still count."""
     unfinished = _is(run_id, job) & jobs.c.finished_at.is_(None)
@@ -82,17 +117,24 @@ def release_job(db: Database, run_id: str, job: int) -> None:
 
 
 def job_counts(db: Database, run_id: str) -> JobCounts:
-    """Count the jobs of a run that wait, and those that run: a killed worker's too, until it is taken up again."""
-    queued = func.coalesce(func.sum(case((jobs.c.started_at.is_(None), 1), else_=0)), 0)
-    unfinished = select(queued, func.count()).where(jobs.c.run_id == run_id, jobs.c.finished_at.is_(None))
+    """Count the jobs of a run that wait, and those that run: a killed worker's too, until it is taken up again.
+
+    No job of a cancelled run waits.
+    """
+    waits = jobs.c.started_at.is_(None)
+    queued = func.coalesce(func.sum(case((waits & runs.c.cancelled_at.is_(None), 1), else_=0)), 0)
+    running = func.coalesce(func.sum(case((waits, 0), else_=1)), 0)
+    unfinished = select(queued, running).select_from(jobs.join(runs, runs.c.id == jobs.c.run_id)).where(
+        jobs.c.run_id == run_id, jobs.c.finished_at.is_(None)
+    )
     with db.read() as connection:
-        waiting, total = connection.execute(unfinished).one()
-    return JobCounts(int(waiting), total - int(waiting))
+        return JobCounts(*map(int, connection.execute(unfinished).one()))
 
 
 def rate(db: Database, run_id: str) -> float | None:
     """Return comparisons a minute of one worker, from the last jobs that finished; None before the first."""
-    finished = select(jobs.c.size, jobs.c.seconds).where(jobs.c.run_id == run_id, jobs.c.finished_at.is_not(None))
+    timed = jobs.c.finished_at.is_not(None) & jobs.c.seconds.is_not(None)
+    finished = select(jobs.c.size, jobs.c.seconds).where(jobs.c.run_id == run_id, timed)
     with db.read() as connection:
         last = connection.execute(finished.order_by(jobs.c.finished_at.desc(), jobs.c.job.desc()).limit(_LAST)).all()
     seconds = sum(job.seconds for job in last)
@@ -102,3 +144,8 @@ def rate(db: Database, run_id: str) -> float | None:
 def _is(run_id: str, job: int) -> ColumnElement[bool]:
     """Say that a row is this job's."""
     return (jobs.c.run_id == run_id) & (jobs.c.job == job)
+
+
+def _not_planned(db: Database, run_id: str, job: int) -> RunError:
+    """Say that there is no such job."""
+    return RunError(f"{db.location}: expected job {job} of run {run_id!r} to be planned, found no such job")

@@ -62,9 +62,11 @@ _TABLES_1 = (
         seed {integer} NOT NULL, batch_size {integer} NOT NULL, attempt {integer} NOT NULL,
         worker TEXT NOT NULL, device TEXT NOT NULL, started_at TEXT NOT NULL, finished_at TEXT NOT NULL,
         error TEXT CHECK ((status = 'failed') = (error IS NOT NULL)),
+        retry {integer} NOT NULL CHECK (retry = 0 OR (retry = 1 AND status = 'failed')),
         PRIMARY KEY (run_id, position), FOREIGN KEY (run_id, position) REFERENCES pairs (run_id, position)
     ) {rows}
     """,
+    "CREATE INDEX results_to_retry ON results (run_id) WHERE retry = 1",
     """
     CREATE TABLE fingerprints (
         path TEXT NOT NULL PRIMARY KEY, size {integer} NOT NULL, mtime_ns {integer} NOT NULL, inode TEXT NOT NULL,

@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, case, delete, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 
 from store.clock import now
 from store.database import Database, batched
 from store.errors import RunError
 from store.records import Comparison, Status
-from store.schema import COMPARISON_COLUMNS, comparisons, pairs, results, runs
+from store.schema import COMPARISON_COLUMNS, comparisons, is_to_retry, pairs, results, runs
 from store.text import clean
 
 __all__ = ["COMPARISON_COLUMNS", "Filters", "read_comparisons", "read_result", "record_results"]
@@ -36,7 +36,8 @@ def record_results(db: Database, run_id: str, rows: Sequence[Comparison]) -> int
     """Record rows in one transaction with the run's counters; return how many were written.
 
     Repeating it changes nothing. A done row is final; a failed one is replaced by a done one, and by a failed one of a
-    later attempt. Raises RunError for an unknown run.
+    later attempt, or by any when it is to be retried. The run has finished when each pair has a row and none is to be
+    retried. Raises RunError for an unknown run.
     """
     with db.write() as connection:
         counts = connection.execute(
@@ -51,7 +52,7 @@ def record_results(db: Database, run_id: str, rows: Sequence[Comparison]) -> int
         succeeded = sum(row.status == "done" for row in new.values())
         done, failed = counts.done + succeeded, counts.failed + len(new) - succeeded - len(replaced)
         values: dict[str, Any] = {"done": done, "failed": failed}
-        if new and done + failed == counts.total:
+        if new and done + failed == counts.total and not _has_rows_to_retry(connection, run_id):
             values["finished_at"] = now()
         connection.execute(update(runs).where(runs.c.id == run_id).values(values))
     return len(new)
@@ -66,7 +67,7 @@ def read_result(db: Database, run_id: str, position: int) -> Comparison | None:
     if row is None:
         return None
     values = dict(row._mapping)
-    del values["run_id"], values["generated_tokens"]
+    del values["run_id"], values["generated_tokens"], values["retry"]
     values["token_ids"] = tuple(np.frombuffer(values["token_ids"], "<u4").tolist())
     return Comparison(**values)
 
@@ -92,12 +93,20 @@ def read_comparisons(db: Database, run_id: str, filters: Filters) -> Iterator[di
 def _read_recorded(connection: Connection, run_id: str, positions: Iterable[int]) -> dict[int, tuple[str, int]]:
     """Return status and attempt of the rows that are there already, by position."""
     recorded = {}
+    # Each attempt is later than one that is to be made again.
+    attempt = case((is_to_retry, 0), else_=results.c.attempt).label("attempt")
     for chunk in batched(positions, _CHUNK):
-        query = select(results.c.position, results.c.status, results.c.attempt).where(
+        query = select(results.c.position, results.c.status, attempt).where(
             results.c.run_id == run_id, results.c.position.in_(chunk)
         )
         recorded.update({row.position: (row.status, row.attempt) for row in connection.execute(query)})
     return recorded
+
+
+def _has_rows_to_retry(connection: Connection, run_id: str) -> bool:
+    """Say whether a failed row waits for its job to run again."""
+    query = select(results.c.position).where(results.c.run_id == run_id, is_to_retry).limit(1)
+    return connection.scalar(query) is not None
 
 
 def _wanted(rows: Iterable[Comparison], known: dict[int, tuple[str, int]]) -> dict[int, Comparison]:
@@ -127,6 +136,7 @@ def _values(run_id: str, row: Comparison) -> dict[str, Any]:
         "run_id": run_id,
         "token_ids": np.array(row.token_ids, "<u4").tobytes(),
         "generated_tokens": len(row.token_ids),
+        "retry": 0,
     }
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     column,
+    literal_column,
     table,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -125,7 +126,10 @@ results = Table(
     Column("started_at", Text, nullable=False),
     Column("finished_at", Text, nullable=False),
     Column("error", Text),
+    Column("retry", Integer, nullable=False),              # 1: a failed row that stays until its job has run again
 )
+# A literal, not a parameter: only so does SQLite see that the index results_to_retry answers it.
+is_to_retry = results.c.retry == literal_column("1")
 
 fingerprints = Table(
     "fingerprints",

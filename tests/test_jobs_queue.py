@@ -153,17 +153,17 @@ def test_an_expired_lease_puts_its_ticket_back_at_the_front(queue: JobQueue) -> 
     queue.put(tickets(1, 2))
     lease(queue, Ticket(RUN, 1), seconds=-1)
 
-    assert queue.rescue(nobody) == tickets(1)
+    assert queue.rescue(nobody).back == tickets(1)
 
     assert (queue.waiting(), queue.running()) == (tickets(1, 2), [])
-    assert queue.rescue(nobody) == []
+    assert queue.rescue(nobody).back == []
 
 
 def test_a_live_lease_is_left_alone(queue: JobQueue) -> None:
     queue.put(tickets(1))
     lease(queue, Ticket(RUN, 1), seconds=60)
 
-    assert queue.rescue(nobody) == []
+    assert queue.rescue(nobody).back == []
 
     assert queue.running() == tickets(1)
 
@@ -173,7 +173,7 @@ def test_a_dead_workers_ticket_is_back_before_its_lease_expires(queue: JobQueue)
     lease(queue, Ticket(RUN, 1), seconds=60, worker="dead")
     lease(queue, Ticket(RUN, 2), seconds=60, worker="alive")
 
-    assert queue.rescue(lambda name: name == "dead") == tickets(1)
+    assert queue.rescue(lambda name: name == "dead").back == tickets(1)
 
     assert (queue.waiting(), queue.running()) == (tickets(1), tickets(2))
 
@@ -183,7 +183,7 @@ def test_a_ticket_held_by_another_worker_by_now_is_not_put_back(queue: JobQueue)
     lease(queue, Ticket(RUN, 1), seconds=60)
     queue.connection.zadd(queue.rq.started_job_registry.key, {f"{RUN}-1:e0": time.time() - 1})
 
-    assert queue.rescue(nobody) == []
+    assert queue.rescue(nobody).back == []
 
     assert (queue.waiting(), queue.running()) == ([], tickets(1))
 
@@ -193,7 +193,7 @@ def test_a_job_whose_workers_keep_dying_fails_in_the_end(queue: JobQueue) -> Non
     back = []
     for _ in range(4):
         lease(queue, Ticket(RUN, 1), seconds=-1)
-        back.append(queue.rescue(nobody))
+        back.append(queue.rescue(nobody).back)
 
     assert back == [tickets(1)] * 3 + [[]]
     assert (queue.waiting(), queue.failed()) == ([], tickets(1))
@@ -310,7 +310,7 @@ def test_a_hostile_lease_does_not_keep_others_from_being_rescued(queue: JobQueue
     hostile = {b"\xff:e": 1.0, "no colon": 2.0, "": 3.0, f"{RUN}-5:e1": 4.0, "gone-1:e1": 5.0, "../x-1:e": 6.0}
     queue.connection.zadd(queue.rq.started_job_registry.key, hostile)
 
-    assert queue.rescue(nobody) == tickets(1)
+    assert queue.rescue(nobody).back == tickets(1)
 
     assert queue.connection.zcard(queue.rq.started_job_registry.key) == 0
 

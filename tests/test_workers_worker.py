@@ -45,7 +45,8 @@ def compare(run_id, job):
         time.sleep(0.01)
 
 print("waiting", flush=True)
-print(work(JobQueue(connect(url), database), compare, prepare=lambda ticket: None, burst=bool(burst), stop=stop))
+print(work(JobQueue(connect(url), database), compare, prepare=lambda ticket: None,
+           give_up=lambda *lost: None, burst=bool(burst), stop=stop))
 print("signal", stop.signal, flush=True)
 """
 
@@ -74,9 +75,10 @@ def nothing(*_: object) -> None:
 
 
 def burst(queue: JobQueue, compare: Callable[[str, int], None] = nothing,
-          prepare: Callable[[Ticket], None] = nothing, heartbeat: float = 10.0) -> Work:
+          prepare: Callable[[Ticket], None] = nothing, heartbeat: float = 10.0,
+          give_up: Callable[[str, int, BaseException], None] = nothing) -> Work:
     """Work the queue off in this process."""
-    return work(queue, compare, prepare=prepare, burst=True, stop=Stop(), heartbeat=heartbeat)
+    return work(queue, compare, prepare=prepare, give_up=give_up, burst=True, stop=Stop(), heartbeat=heartbeat)
 
 
 @contextmanager
@@ -263,7 +265,7 @@ def test_a_long_job_keeps_its_lease(queue: JobQueue) -> None:
     def compare(run_id: str, job: int) -> None:
         expires = queue.connection.zrange(queue.rq.started_job_registry.key, 0, -1, withscores=True)[0][1]
         while time.time() < expires + 1.3:      # RQ counts whole seconds
-            rescued.extend(queue.rescue(lambda name: False))
+            rescued.extend(queue.rescue(lambda name: False).back)
             time.sleep(0.05)
         assert queue.running() == tickets(1)
 
@@ -344,7 +346,7 @@ def test_an_idle_worker_takes_what_is_put_later_and_what_a_dead_one_leaves(queue
         first.wait()
         putter.start()
         outcome = work(queue, lambda run_id, job: compare(run_id, job) if run_id == RUN else None, prepare=nothing,
-                       burst=False, stop=stop, heartbeat=0.2)
+                       give_up=nothing, burst=False, stop=stop, heartbeat=0.2)
         putter.join()
 
     assert done == [1, 2]
@@ -409,7 +411,7 @@ def test_signals_are_given_back_after_work(queue: JobQueue) -> None:
     before = [signal.getsignal(signum) for signum in stopping.SIGNALS]
 
     with Stop() as stop:
-        work(queue, nothing, prepare=nothing, burst=True, stop=stop)
+        work(queue, nothing, prepare=nothing, give_up=nothing, burst=True, stop=stop)
         assert [signal.getsignal(signum) for signum in stopping.SIGNALS] != before
 
     assert [signal.getsignal(signum) for signum in stopping.SIGNALS] == before
@@ -429,7 +431,7 @@ def test_a_stop_while_a_model_is_loaded_leaves_the_ticket(queue: JobQueue) -> No
     queue.put(tickets(1))
     stop = Stop()
 
-    outcome = work(queue, nothing, prepare=lambda ticket: stop.request(), burst=True, stop=stop)
+    outcome = work(queue, nothing, prepare=lambda ticket: stop.request(), give_up=nothing, burst=True, stop=stop)
 
     assert outcome == Work(stopped=True)
     assert queue.waiting() == tickets(1)
@@ -443,7 +445,7 @@ def test_a_job_left_before_its_end_goes_back_to_the_front(queue: JobQueue) -> No
         stop.request()
         raise Stopped
 
-    assert work(queue, compare, prepare=nothing, burst=True, stop=stop) == Work(stopped=True)
+    assert work(queue, compare, prepare=nothing, give_up=nothing, burst=True, stop=stop) == Work(stopped=True)
     assert (queue.waiting(), queue.running()) == (tickets(1, 2), [])
 
 
@@ -479,7 +481,7 @@ def test_a_worker_asked_to_stop_does_not_wait_for_a_redis_that_is_away() -> None
                 valkey.kill()
                 stop.request()
 
-            assert work(queue, compare, prepare=nothing, burst=True, stop=stop) == Work(stopped=True)
+            assert work(queue, compare, prepare=nothing, give_up=nothing, burst=True, stop=stop) == Work(stopped=True)
 
             valkey.start()
             assert queue.running() == tickets(1)      # the ticket comes back with the next worker

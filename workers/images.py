@@ -31,7 +31,8 @@ class FoundImages:
     """The images of a folder, in the order that filenames.txt will have."""
 
     paths: list[str]      # relative to the folder, POSIX, sorted by code point
-    skipped: int          # other files: unknown suffixes, and links that lead out of the folder
+    skipped: int          # what was passed over: files of other suffixes, broken links, and those of `outside`
+    outside: int = 0      # links that lead out of the folder, to files or to folders
 
 
 def find_images(folder: Path) -> FoundImages:
@@ -42,18 +43,28 @@ def find_images(folder: Path) -> FoundImages:
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise ImagesError(f"{folder}: expected a folder of images, found {found}")
-    files = list(_walk(folder))
     root = folder.resolve()
-    images = [path for path in files if path.suffix.lower() in SUFFIXES and _inside(path, root)]
+    files = list(_walk(folder, root))
+    outside = {path for path in files if _leads_outside(path, root)}
+    images = [path for path in files if path.suffix.lower() in SUFFIXES and path not in outside and path.is_file()]
     if not images:
-        raise ImagesError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found {len(files)} other files")
-    return FoundImages(sorted(_relative(path, folder) for path in images), len(files) - len(images))
+        raise ImagesError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found "
+                          + _others(len(files) - len(outside), len(outside)))
+    paths = sorted(_relative(path, folder) for path in images)
+    return FoundImages(paths, len(files) - len(images), len(outside))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Walk without following links to folders, so that no loop and no file outside is reached."""
+def _others(files: int, outside: int) -> str:
+    """Name what a folder without images holds."""
+    links = f"{outside} links that lead outside it; copy the files"
+    return " and ".join([f"{files} other files"] * (files > 0 or not outside) + [links] * (outside > 0))
+
+
+def _walk(folder: Path, root: Path) -> Iterator[Path]:
+    """Yield the files, and the links to folders outside; none to a folder is followed, lest there be a loop."""
     for parent, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (path for path in (Path(parent, name) for name in folders) if _leads_outside(path, root))
         yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
@@ -61,11 +72,9 @@ def _raise(error: OSError) -> None:
     raise ImagesError(f"{error.filename}: cannot be read: {error.strerror}; make it readable, or move it elsewhere")
 
 
-def _inside(path: Path, root: Path) -> bool:
-    """Tell whether this is a plain file, and if it is a link, one that stays in the folder."""
-    if path.is_symlink():
-        return path.is_file() and path.resolve().is_relative_to(root)
-    return path.is_file()
+def _leads_outside(path: Path, root: Path) -> bool:
+    """Tell whether this is a link to something that is there, but not in the folder."""
+    return path.is_symlink() and path.exists() and not path.resolve().is_relative_to(root)
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 from jobs.queue import JobQueue, Ticket
 from store.database import Database
-from store.errors import RunError
+from store.errors import DiptychError, RunError
+from store.jobs import unfinished_jobs
 from store.records import Run
 from store.runs import find_run, list_runs
 from workers.device import device_name
 from workers.report import Reporter
 from workers.session import Session
 from workers.stop import Stop
-from workers.tasks import Workplace, compare_job
+from workers.tasks import Workplace, compare_job, give_up_job
 from workers.worker import Work, work
 
 
@@ -33,8 +34,10 @@ def run_worker(database: Database, queue: JobQueue, options: Options, stop: Stop
     session = Session(database, weights=options.weights, embeds=options.embeds, reporter=reporter)
     name = f"{socket.gethostname().split('.')[0]}-{secrets.token_hex(4)}"
     place = Workplace(database, session, stop, reporter, worker=name, device=device_name())
-    prepare = partial(_prepare, database, session)
-    return work(queue, partial(compare_job, place), prepare=prepare, burst=options.burst, stop=stop, name=name)
+    return work(
+        queue, partial(compare_job, place), prepare=partial(_prepare, database, session),
+        give_up=partial(give_up_job, place), burst=options.burst, stop=stop, name=name,
+    )
 
 
 def _prepare(database: Database, session: Session, ticket: Ticket) -> None:
@@ -43,11 +46,16 @@ def _prepare(database: Database, session: Session, ticket: Ticket) -> None:
         run = find_run(database, ticket.run_id)
     except RunError:
         return      # a ticket of no run of ours: the job itself says so, and is dropped
-    if run.state != "cancelled":
+    if run.state == "cancelled":
+        return
+    try:
         session.prepare(run)
+    except DiptychError as error:      # whatever runs wait behind this one
+        raise type(error)(f"{error}; `diptych cancel {run.id}` drops the run") from error
 
 
 def left_behind(database: Database, queue: JobQueue) -> list[Run]:
     """Find the runs with planned pairs that no ticket stands for, waiting or running."""
-    ticketed = {ticket.run_id for ticket in (*queue.waiting(), *queue.running())}
-    return [run for run in list_runs(database) if run.state in ("queued", "running") and run.id not in ticketed]
+    known = {*queue.waiting(), *queue.running()}
+    live = (run for run in list_runs(database) if run.state in ("queued", "running"))
+    return [run for run in live if any(Ticket(run.id, job) not in known for job in unfinished_jobs(database, run.id))]

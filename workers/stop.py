@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 import time
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Self
@@ -14,6 +15,14 @@ SAME_PRESS = 0.2      # seconds; a program that runs us may pass on the Ctrl-C t
 
 class Stopped(Exception):      # noqa: N818  # a wish that was granted, not an error
     """A job was left before its end; its ticket goes back to the queue, its recorded rows stay."""
+
+
+class Cancelled(Exception):      # noqa: N818  # a wish that was granted, not an error
+    """A job's run was cancelled: its ticket is dropped, and put back if the cancel has been lifted by then."""
+
+    def __init__(self, is_lifted: Callable[[], bool]) -> None:
+        super().__init__("its run was cancelled")
+        self.is_lifted = is_lifted
 
 
 class Stop:

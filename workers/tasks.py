@@ -5,18 +5,19 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 
 from store.clock import now
 from store.database import Database
 from store.errors import EmbeddingsError
-from store.jobs import done_positions, finish_job, read_pairs, release_job, start_job
+from store.jobs import done_positions, end_job, finish_job, open_positions, read_pairs, release_job, start_job
 from store.records import Comparison, FinishReason, Pair, Run
 from store.results import record_results
 from store.runs import find_run, is_cancelled
 from workers.engine import Row
 from workers.report import Reporter
 from workers.session import Loaded, Session
-from workers.stop import Stop, Stopped
+from workers.stop import Cancelled, Stop, Stopped
 
 logger = logging.getLogger("diptych.worker")
 
@@ -39,12 +40,16 @@ class Workplace:
 def compare_job(place: Workplace, run_id: str, job: int) -> None:
     """Compute the pairs of a job and record their results.
 
-    A job that is all done, or whose run is cancelled, is left alone. A partly done one is computed whole again in its
-    old composition; rows already there stay. Raises Stopped at a second signal: what had finished is recorded.
+    A job that is all done is left alone. A partly done one is computed whole again in its old composition; rows already
+    there stay. Raises Stopped at a second signal, and Cancelled for a cancelled run: what had finished is recorded.
     """
     run, pairs = find_run(place.database, run_id), read_pairs(place.database, run_id, job)
     final = done_positions(place.database, run_id, job)
-    if run.state == "cancelled" or all(pair.position in final for pair in pairs):
+    cancelled = Cancelled(partial(_is_lifted, place.database, run_id))
+    if run.state == "cancelled":
+        raise cancelled
+    if pairs and final.issuperset(pair.position for pair in pairs):
+        end_job(place.database, run_id, job)
         return
     loaded = place.session.prepare(run)
     attempt = start_job(place.database, run_id, job, place.worker)
@@ -59,6 +64,34 @@ def compare_job(place: Workplace, run_id: str, job: int) -> None:
         _finish(place, run, job, len(pairs), time.monotonic() - began)
     else:
         release_job(place.database, run_id, job)
+        raise cancelled
+
+
+def _is_lifted(database: Database, run_id: str) -> bool:
+    return not is_cancelled(database, run_id)
+
+
+def give_up_job(place: Workplace, run_id: str, job: int, error: BaseException) -> None:
+    """Record the pairs of a job that has failed for the last time as failed; rows that are there stay.
+
+    May be repeated safely. Raises RunError for a job not planned.
+    """
+    attempt = max(end_job(place.database, run_id, job), 1)      # 0 when it failed before it was begun
+    run, left, at = find_run(place.database, run_id), open_positions(place.database, run_id, job), now()
+    pairs = read_pairs(place.database, run_id, job)
+    results = {
+        pair: Comparison(
+            position=pair.position, status="failed", text="", thinking="", finish_reason=None, token_ids=(),
+            prompt_tokens=0, seed=pair.seed, batch_size=len(pairs), job=job, attempt=attempt, worker=place.worker,
+            device=place.device, started_at=at, finished_at=at, error=f"{type(error).__name__}: {error}",
+        )
+        for pair in pairs if pair.position in left
+    }
+    record_results(place.database, run_id, list(results.values()))
+    if results:
+        place.reporter.started(run, job, len(pairs))      # it may never have come so far, or in another worker
+    for pair, result in results.items():
+        place.reporter.row(run, pair, result)
 
 
 def _finish(place: Workplace, run: Run, job: int, pairs: int, seconds: float) -> None:
@@ -139,13 +172,15 @@ class Slice:
 
     def read_rows(self) -> list[Row]:
         """Read the embeddings of each pair; a pair whose embeddings cannot be used fails alone."""
-        rows = []
+        rows, unreadable = [], []
         for pair in self.pairs:
             try:
                 rows.append(self._read(pair))
-                self.tokens[pair.position] = []
             except EmbeddingsError as error:
-                self._add(pair, error=str(error))
+                unreadable.append((pair, str(error)))
+        self.tokens = {row.key: [] for row in rows}
+        for pair, reason in unreadable:
+            self._add(pair, error=reason)
         return rows
 
     def _read(self, pair: Pair) -> Row:

@@ -30,7 +30,7 @@ from jobs.queue import TASK, JobQueue, Refusal, Ticket
 from jobs.tickets import TicketError, TicketJob, as_text
 from store.errors import DiptychError, QueueError, RunError
 from workers.presence import Presence
-from workers.stop import Stop, Stopped
+from workers.stop import Cancelled, Stop, Stopped
 
 logger = logging.getLogger("diptych.worker")
 
@@ -39,7 +39,8 @@ POLL = 0.5            # seconds between two looks at an empty queue
 
 Compare = Callable[[str, int], None]
 Prepare = Callable[[Ticket], None]
-Fate = Literal["done", "dropped", "back", "retry"]
+GiveUp = Callable[[str, int, BaseException], None]
+Fate = Literal["done", "dropped", "cancelled", "back", "retry"]
 
 
 @dataclass(slots=True)
@@ -49,12 +50,16 @@ class Work:
     done: int = 0
     retried: int = 0      # failed, and back on the queue
     failed: int = 0       # failed for the last time
-    dropped: int = 0      # no tickets of ours, or of a run that does not exist
+    dropped: int = 0      # no tickets of ours, or of a run that is cancelled or does not exist
     stopped: bool = False
 
 
 class GaveUpError(QueueError):
     """Redis is away, and the worker was asked to stop."""
+
+
+class WorkerLost(Exception):      # noqa: N818  # it is written beside a pair: WorkerLost: ...
+    """The worker of a job was gone before the job's end."""
 
 
 class Patience(ExponentialBackoff):
@@ -100,6 +105,8 @@ def fate(error: BaseException | None) -> Fate:
         return "done"
     if isinstance(error, RunError):
         return "dropped"
+    if isinstance(error, Cancelled):
+        return "cancelled"
     if isinstance(error, Exception) and not isinstance(error, DiptychError | Stopped):
         return "retry"
     return "back"      # stopped, or something that a person must mend first
@@ -108,7 +115,9 @@ def fate(error: BaseException | None) -> Fate:
 class Worker(SimpleWorker):
     """An RQ worker that never forks, beats during a job, and runs nothing but the jobs of tickets."""
 
-    def __init__(self, queue: JobQueue, compare: Compare, stop: Stop, *, name: str, heartbeat: float) -> None:
+    def __init__(
+        self, queue: JobQueue, compare: Compare, give_up: GiveUp, stop: Stop, *, name: str, heartbeat: float
+    ) -> None:
         job_class = make_job_class(compare)
         super().__init__(
             [queue.rq], name=name, connection=queue.connection, job_class=job_class, serializer=JSONSerializer
@@ -116,6 +125,7 @@ class Worker(SimpleWorker):
         self.log = logger
         self.tickets = queue
         self.ticket_class = job_class
+        self.give_up = give_up
         self.stop = stop
         self.interval = heartbeat
         self.presence = Presence(queue.database_id)
@@ -166,8 +176,11 @@ class Worker(SimpleWorker):
         self._tended = time.monotonic()
         self.heartbeat()
         gone = self.presence.find_gone()
-        self.tickets.rescue(lambda name: self.presence.file_of(name) in gone)
+        rescued = self.tickets.rescue(lambda name: self.presence.file_of(name) in gone)
         self.presence.forget(gone)
+        for ticket in rescued.failed:
+            self.outcome.failed += 1
+            self.abandon(ticket, WorkerLost("the job's worker was gone before its end, each time it was tried"))
 
     def handle(self, ticket: Ticket, prepare: Prepare) -> None:
         """Do the job of a ticket, which is taken when all is prepared for it."""
@@ -218,6 +231,9 @@ class Worker(SimpleWorker):
                 error = raised
         try:
             self.settle(job, execution, error)
+            # Asked when the ticket is gone: a resume finds it before, or is found by this question.
+            if isinstance(error, Cancelled) and error.is_lifted():
+                self.tickets.put([job.ticket])
         except GaveUpError as gave_up:
             logger.warning("%s; the ticket of job %s comes back by itself", gave_up, job.id)
         if error is not None and fate(error) == "back" and not isinstance(error, Stopped):
@@ -237,7 +253,17 @@ class Worker(SimpleWorker):
         held, is_back = self.tickets.transact(end, registry.key)
         if not held:
             logger.warning("job %s: its lease had run out; what was recorded stays", job.id)
-        self._count(job, error, is_back=is_back)
+        is_last = held and not is_back and fate(error) == "retry"
+        self._count(job, error, is_last=is_last)
+        if error is not None and is_last:
+            self.abandon(job.ticket, error)
+
+    def abandon(self, ticket: Ticket, error: BaseException) -> None:
+        """Have it recorded that a job has failed for the last time; raises what a person must mend."""
+        try:
+            self.give_up(ticket.run_id, ticket.job, error)
+        except RunError as unknown:
+            logger.warning("the failed ticket %s is of no run: %s", ticket.id, unknown)
 
     def _write(self, job: TicketJob, pipe: Pipeline, outcome: Fate) -> bool:
         """Write what becomes of a ticket, and say whether it is back on the queue."""
@@ -249,7 +275,7 @@ class Worker(SimpleWorker):
         pipe.delete(job.key)
         return False
 
-    def _count(self, job: TicketJob, error: BaseException | None, *, is_back: bool) -> None:
+    def _count(self, job: TicketJob, error: BaseException | None, *, is_last: bool) -> None:
         """Count and log how a job has ended."""
         match fate(error):
             case "done":
@@ -258,9 +284,10 @@ class Worker(SimpleWorker):
                 self.outcome.dropped += 1
                 logger.warning("dropped the ticket %s: %s", job.id, error)
             case "retry":
-                self.outcome.retried += is_back
-                self.outcome.failed += not is_back
-                then = "it will be tried again" if is_back else "for the last time; `diptych resume` puts it back"
+                self.outcome.retried += not is_last
+                self.outcome.failed += is_last
+                last = f"for the last time; `diptych resume {job.ticket.run_id} --retry-failed` takes it up again"
+                then = last if is_last else "it will be tried again"
                 logger.error("job %s failed with %s: %s; %s", job.id, type(error).__name__, error, then)
                 logger.debug("job %s", job.id, exc_info=error)
 
@@ -274,8 +301,8 @@ def beating(worker: Worker, job: TicketJob, execution: Execution) -> Iterator[No
         while not ended.wait(worker.interval):
             try:
                 worker.maintain_heartbeats(job, execution)
-            except (redis.RedisError, QueueError) as error:
-                logger.warning("job %s: no heartbeat: %s", job.id, error)
+            except Exception as error:      # whatever it is, the next beat may succeed; without any the lease ends
+                logger.warning("job %s: no heartbeat: %s: %s", job.id, type(error).__name__, error)
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
@@ -287,21 +314,22 @@ def beating(worker: Worker, job: TicketJob, execution: Execution) -> Iterator[No
 
 
 def work(
-    queue: JobQueue, compare: Compare, *, prepare: Prepare, burst: bool, stop: Stop, name: str | None = None,
-    heartbeat: float = HEARTBEAT,
+    queue: JobQueue, compare: Compare, *, prepare: Prepare, give_up: GiveUp, burst: bool, stop: Stop,
+    name: str | None = None, heartbeat: float = HEARTBEAT,
 ) -> Work:
     """Have the jobs of a queue done until `stop` is requested, or with `burst` until no ticket waits.
 
     `prepare` is called with a ticket before it is taken, `compare` with its ids after. Returning means done. Stopped
-    and a DiptychError put the ticket back at the front, and the latter is raised; a RunError drops it; any other
-    exception is retried. Signals set `stop` meanwhile. Raises QueueError when Redis refuses.
+    and a DiptychError put the ticket back at the front, and the latter is raised; Cancelled and a RunError drop it; any
+    other exception is retried. `give_up` is called with the ids and the exception of a job whose retries are used up.
+    Signals set `stop` meanwhile. Raises QueueError when Redis refuses.
     """
     connection, outcome = queue.connection, Work()
     former = connection.get_retry()
     connection.set_retry(Retry(Patience(stop, queue.address), retries=-1))
     try:
         with stop:
-            worker = Worker(queue, compare, stop, name=name or uuid.uuid4().hex, heartbeat=heartbeat)
+            worker = Worker(queue, compare, give_up, stop, name=name or uuid.uuid4().hex, heartbeat=heartbeat)
             outcome = worker.outcome
             worker.run(prepare, burst=burst)
     except GaveUpError as error:

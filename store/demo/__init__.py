@@ -16,7 +16,7 @@ def lay_out(folder: Path) -> int:
 
     Doing it twice is safe. Raises DiptychError where something else has one of the names, or nothing can be written.
     """
-    photos = sorted(PHOTOS.iterdir())
+    photos = _photos()
     try:
         (folder / "photos").mkdir(parents=True, exist_ok=True)
         for photo in photos:
@@ -25,6 +25,14 @@ def lay_out(folder: Path) -> int:
     except OSError as error:
         raise DiptychError(f"{folder}: expected a folder that can be written, found: {error}; name another") from error
     return sum(photo.suffix == ".jpg" for photo in photos)
+
+
+def _photos() -> list[Path]:
+    try:
+        return sorted(PHOTOS.iterdir())
+    except OSError as error:
+        raise DiptychError(f"{PHOTOS}: expected the photographs of the demo, found: {error.strerror}; diptych is "
+                           "installed without its photographs: install it again") from error
 
 
 def _copy(source: Path, target: Path) -> None:
