@@ -78,9 +78,11 @@ def _fold_paragraph(text: str, width: int) -> list[str]:
 
 def _size(text: str) -> int:
     """Count the columns that a text takes."""
+    if text.isascii():
+        return len(text)
     from rich.cells import cell_len
 
-    return len(text) if text.isascii() else cell_len(text)
+    return cell_len(text)
 
 
 def _natural_widths(rows: Sequence[Sequence[str]]) -> list[int]:

@@ -22,8 +22,6 @@ from store.records import FinishReason, Sampling
 from workers.engine import Engine, Row, Steps
 from workers.model.load import load_text_model
 
-mx.set_default_device(mx.cpu)      # where a row's float32 sums are the same in any batch; on Metal kernels differ
-
 EXPECTED: dict[str, Any] = json.loads((SMALL / "expected.json").read_text())
 PAIRS: list[list[int]] = EXPECTED["pairs"]
 CASES = (0, 1)               # the two prompts: images first; interleaved with text

@@ -18,7 +18,8 @@ def test_the_commands_that_demo_prints_work_one_after_the_other(tmp_path: Path) 
     lines = laid_out.stdout.splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["cd", shlex.quote(str(tmp_path / "first look")).split()[0]], ["diptych", "precompute"],
-        ["diptych", "generate"], ["diptych", "enqueue"], ["diptych", "worker"], ["diptych", "results"], ["diptych", "resume"]]
+        ["diptych", "generate"], ["diptych", "enqueue"], ["diptych", "worker"], ["diptych", "results"],
+        ["diptych", "resume"]]
     path = f"{DIPTYCH.parent}{os.pathsep}{os.environ['PATH']}"
     tried = subprocess.run(["sh", "-ec", laid_out.stdout], env=os.environ | {"PATH": path}, cwd=tmp_path,
                            capture_output=True, text=True, check=False, timeout=300)

@@ -56,13 +56,13 @@ def test_a_table_is_printed_while_its_rows_still_come() -> None:
         for place in range(3 * BLOCK):
             yield place, "(pending)"
             printed_by_then.append(out.getvalue().count("\n"))
-        yield 3 * BLOCK, "a text that is longer than any of the first ones"
+        yield 3 * BLOCK, "a text longer than any of the first ones"
 
     assert print_table(("position", "text"), rows(), out) == 3 * BLOCK + 1
 
     assert printed_by_then[BLOCK - 2] == 0
     assert printed_by_then[-1] >= 2 * BLOCK
-    assert out.getvalue().splitlines()[-1] == f"{3 * BLOCK}       a text that is longer than any of the first ones"
+    assert out.getvalue().splitlines()[-1] == f"{3 * BLOCK}           a text longer than any of the first ones"
 
 
 def test_what_would_drive_the_terminal_is_escaped() -> None:

@@ -193,9 +193,9 @@ def test_a_job_whose_workers_keep_dying_fails_in_the_end(queue: JobQueue) -> Non
     back = []
     for _ in range(4):
         lease(queue, Ticket(RUN, 1), seconds=-1)
-        back.append(queue.rescue(nobody).back)
+        back.append(queue.rescue(nobody))
 
-    assert back == [tickets(1)] * 3 + [[]]
+    assert back == [(tickets(1), [])] * 3 + [([], tickets(1))]
     assert (queue.waiting(), queue.failed()) == ([], tickets(1))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, select
 from sqlalchemy.engine import Connection
 from store_samples import create_database, make_pairs, make_row, make_run
 
@@ -16,16 +16,21 @@ from store.errors import RunError
 from store.jobs import (
     JobCounts,
     done_positions,
+    end_job,
     finish_job,
     job_counts,
+    open_positions,
     rate,
     read_pairs,
     release_job,
+    retry_failed,
     start_job,
     unfinished_jobs,
 )
 from store.records import Pair
 from store.results import record_results
+from store.runs import cancel_run, find_run
+from store.schema import is_to_retry, results
 
 
 @pytest.fixture
@@ -52,7 +57,103 @@ def test_failed_rows_are_taken_up_again_only_where_that_was_asked(database: Data
                                       for position in range(8)])
 
     assert unfinished_jobs(database, run.id) == [2]
-    assert unfinished_jobs(database, run.id, retry_failed=True) == [1, 2]
+    assert retry_failed(database, run.id) == 1
+    assert retry_failed(database, run.id) == 1
+    assert unfinished_jobs(database, run.id) == [1, 2]
+
+
+def test_a_run_that_retries_its_failures_is_unfinished_until_each_has_a_new_row(database: Database) -> None:
+    run = make_run(database, 8)
+    for job in (0, 1):
+        start_job(database, run.id, job, "w1")
+        record_results(database, run.id, [make_row(position, error="broken" if position in (1, 2, 5) else None)
+                                          for position in range(4 * job, 4 * job + 4)])
+        finish_job(database, run.id, job, 1.0)
+    assert find_run(database, run.id).state == "done"
+
+    retry_failed(database, run.id)
+    found = find_run(database, run.id)
+    assert (found.state, found.finished_at, found.done, found.failed) == ("running", None, 5, 3)
+    assert job_counts(database, run.id) == JobCounts(queued=2, running=0)
+    assert open_positions(database, run.id, 0) == {1, 2}
+    assert rate(database, run.id) is None
+
+    start_job(database, run.id, 0, "w2")
+    record_results(database, run.id, [make_row(1, attempt=2)])      # here its worker is killed
+    assert find_run(database, run.id).state == "running"
+    assert unfinished_jobs(database, run.id) == [0, 1]
+
+    again = [make_row(2, error="broken", attempt=3), make_row(5, error="broken", attempt=2)]
+    assert record_results(database, run.id, again) == 2
+    found = find_run(database, run.id)
+    assert (found.state, found.done, found.failed, found.pending) == ("done", 6, 2, 0)
+    assert found.finished_at is not None
+    assert unfinished_jobs(database, run.id) == []
+    assert record_results(database, run.id, again) == 0
+
+
+def test_a_run_without_failures_stays_done_when_they_are_to_be_retried(database: Database) -> None:
+    run = make_run(database, 1)
+    record_results(database, run.id, [make_row(0)])
+
+    assert retry_failed(database, run.id) == 0
+
+    assert find_run(database, run.id).state == "done"
+
+
+def test_a_run_that_retries_its_failures_can_be_cancelled(database: Database) -> None:
+    run = make_run(database, 1)
+    record_results(database, run.id, [make_row(0, error="broken")])
+
+    retry_failed(database, run.id)
+    cancel_run(database, run.id)
+
+    assert find_run(database, run.id).state == "cancelled"
+
+
+def test_only_the_jobs_with_failures_and_not_the_one_in_work_wait_again(database: Database) -> None:
+    run = make_run(database, 12)
+    record_results(database, run.id, [make_row(0, error="broken"), make_row(8, error="broken")])
+    for job in range(3):
+        start_job(database, run.id, job, "w1")
+    for job in range(2):
+        finish_job(database, run.id, job, 1.0)
+
+    retry_failed(database, run.id)
+
+    assert job_counts(database, run.id) == JobCounts(queued=1, running=1)
+
+
+def test_looking_for_rows_to_retry_does_not_walk_through_the_results(database: Database) -> None:
+    query = str(select(results.c.position).where(results.c.run_id == "x", is_to_retry)).replace(":run_id_1", "'x'")
+
+    with database.read() as connection:
+        plan = connection.exec_driver_sql(f"explain query plan {query}").all()
+
+    assert "USING INDEX results_to_retry (run_id=?)" in str(plan)
+
+
+def test_no_job_of_a_cancelled_run_waits(database: Database) -> None:
+    run = make_run(database, 8)
+    start_job(database, run.id, 0, "w1")
+
+    cancel_run(database, run.id)
+
+    assert job_counts(database, run.id) == JobCounts(queued=0, running=1)
+
+
+def test_a_job_that_is_given_up_neither_waits_nor_counts_for_the_rate(database: Database) -> None:
+    run = make_run(database, 8)
+    for _ in range(2):
+        start_job(database, run.id, 0, "w1")
+        release_job(database, run.id, 0)
+
+    assert [end_job(database, run.id, 0) for _ in range(2)] == [2, 2]
+
+    assert job_counts(database, run.id) == JobCounts(queued=1, running=0)
+    assert rate(database, run.id) is None
+    with pytest.raises(RunError, match="found no such job"):
+        end_job(database, run.id, 7)
 
 
 def test_only_successes_are_final(database: Database) -> None:

@@ -13,14 +13,15 @@ from jobs.inputs import Settings
 from store.cache import DatabaseCache
 from store.database import Database, open_database
 from store.errors import EmbeddingsError, WeightsError
-from store.records import NewRun, Pair, Run, Sampling
+from store.jobs import JobCounts, job_counts, release_job, retry_failed, start_job
+from store.records import Comparison, NewRun, Pair, Run, Sampling
 from store.results import read_result
 from store.runs import cancel_run, create_run, find_run, lift_cancel
 from workers import tasks
 from workers.report import Reporter
 from workers.session import Session
-from workers.stop import Stop, Stopped
-from workers.tasks import Workplace, compare_job
+from workers.stop import Cancelled, Stop, Stopped
+from workers.tasks import Workplace, compare_job, give_up_job
 
 SAMPLING = Sampling(max_tokens=24, do_sample=False)
 
@@ -100,6 +101,70 @@ def test_a_pair_whose_embedding_went_bad_fails_alone_with_its_reason(database: D
     assert [row[0] for row in failed] == [4, 5, 6]      # the pairs with image 3
     assert all(text == "" and "003.png" in str(error) for _, text, error in failed)
     assert rows("select done, failed, state from run_summary") == [(5, 3, "done")]
+    assert rows("select distinct batch_size from results") == [(5,)]      # the rows of the forward passes
+
+
+class Hears(Reporter):
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def started(self, run: Run, job: int, pairs: int) -> None:
+        self.heard.append(job)
+
+    def row(self, run: Run, pair: Pair, result: Comparison) -> None:
+        self.heard.append((pair.position, result.status))
+
+
+def test_a_job_that_is_given_up_leaves_its_reason_with_each_pair_that_has_no_row(database: Database) -> None:
+    run = record_run(database, plan())
+    compare_job(workplace(database), run.id, 0)
+    with sqlite3.connect("results.db") as connection:
+        connection.execute("delete from results where position in (1, 5)")
+        connection.execute("update runs set done = 6, finished_at = null")
+    connection.close()
+    start_job(database, run.id, 0, "tester")
+    release_job(database, run.id, 0)
+    reporter = Hears()
+
+    for _ in range(2):
+        give_up_job(workplace(database, reporter=reporter), run.id, 0, RuntimeError("out of memory"))
+
+    assert rows("select position, text, finish_reason, generated_tokens, attempt, error from comparisons "
+                "where status = 'failed'") == [(position, "", None, 0, 2, "RuntimeError: out of memory")
+                                               for position in (1, 5)]
+    assert rows("select done, failed, state, finished_at is null from run_summary") == [(6, 2, "done", 0)]
+    assert reporter.heard == [0, (1, "failed"), (5, "failed")]
+    assert job_counts(database, run.id) == JobCounts(0, 0)
+
+
+def test_failures_that_are_retried_end_the_run_again_whatever_becomes_of_them(database: Database) -> None:
+    run = record_run(database, plan())
+    give_up_job(workplace(database), run.id, 0, RuntimeError("early"))      # before it was begun
+    assert rows("select distinct status, attempt from results") == [("failed", 1)]
+
+    assert retry_failed(database, run.id) == 8
+    assert find_run(database, run.id).state == "queued"
+    give_up_job(workplace(database), run.id, 0, RuntimeError("early"))      # in the same way
+    assert rows("select failed, state from run_summary") == [(8, "done")]
+
+    retry_failed(database, run.id)
+    compare_job(workplace(database), run.id, 0)
+    assert rows("select done, failed, state from run_summary") == [(8, 0, "done")]
+    assert rows("select distinct error from results") == [(None,)]
+
+
+def test_a_job_found_done_does_not_wait_any_more(database: Database) -> None:
+    run = record_run(database, plan())
+    compare_job(workplace(database), run.id, 0)
+    with sqlite3.connect("results.db") as connection:      # as if killed before the job was marked
+        connection.execute("update jobs set finished_at = null, seconds = null")
+    connection.close()
+
+    compare_job(workplace(database), run.id, 0)
+
+    assert job_counts(database, run.id) == JobCounts(0, 0)
 
 
 def test_a_second_signal_stops_at_the_next_step_and_what_had_finished_is_recorded(database: Database) -> None:
@@ -159,11 +224,16 @@ def test_a_cancelled_run_stops_in_the_middle_of_a_job_and_can_be_taken_up_again(
                 cancel_run(database, run.id)
 
     run = record_run(database, plan())
-    compare_job(workplace(database, reporter=Cancels()), run.id, 0)
+    with pytest.raises(Cancelled) as left:
+        compare_job(workplace(database, reporter=Cancels()), run.id, 0)
     assert find_run(database, run.id).state == "cancelled"
     assert 1 <= find_run(database, run.id).done < 8
+    with pytest.raises(Cancelled):
+        compare_job(workplace(database), run.id, 0)
 
+    assert not left.value.is_lifted()
     lift_cancel(database, run.id)
+    assert left.value.is_lifted()
     compare_job(workplace(database), run.id, 0)
     assert find_run(database, run.id).done == 8
 

@@ -17,10 +17,10 @@ from rq import Worker as RqWorker
 
 from jobs.queue import TASK, JobQueue, Ticket, connect
 from jobs.tickets import TicketError
-from store.errors import QueueError, RunError, WeightsError
+from store.errors import DatabaseError, QueueError, RunError, WeightsError
 from workers import stop as stopping
-from workers.stop import Stop, Stopped
-from workers.worker import Patience, Work, make_job_class, work
+from workers.stop import Cancelled, Stop, Stopped
+from workers.worker import Patience, Work, Worker, make_job_class, work
 
 DATABASE = "0123456789abcdef0123456789abcdef"
 RUN = "a1b2c3"
@@ -184,6 +184,122 @@ def test_a_job_that_raises_is_tried_again_after_the_others_and_fails_in_the_end(
     assert outcome == Work(done=1, retried=3, failed=1)
     assert (queue.waiting(), queue.failed()) == ([], tickets(1))
     assert "job a1b2c3-1 failed with ZeroDivisionError: by nought; for the last time" in caplog.text
+
+
+def test_a_job_is_given_up_once_when_its_ticket_has_failed(queue: JobQueue) -> None:
+    queue.put(tickets(1, 2))
+    given_up: list[tuple[str, int, str, list[Ticket]]] = []
+
+    def compare(run_id: str, job: int) -> None:
+        raise ZeroDivisionError("by nought")
+
+    def give_up(run_id: str, job: int, error: BaseException) -> None:
+        given_up.append((run_id, job, repr(error), queue.failed()))
+
+    assert burst(queue, compare, give_up=give_up) == Work(retried=6, failed=2)
+
+    assert given_up == [(RUN, 1, "ZeroDivisionError('by nought')", tickets(1)),
+                        (RUN, 2, "ZeroDivisionError('by nought')", tickets(1, 2))]
+
+
+def test_a_job_whose_workers_keep_dying_is_given_up(queue: JobQueue) -> None:
+    queue.put(tickets(1))
+    queue.connection.hset(f"rq:job:{RUN}-1", mapping={"retries_left": "0", "status": "started"})
+    queue.connection.delete(queue.rq.key)
+    queue.connection.zadd(queue.rq.started_job_registry.key, {f"{RUN}-1:e1": time.time() - 1})
+    given_up: list[tuple[str, int, str]] = []
+
+    outcome = burst(queue, give_up=lambda run_id, job, error: given_up.append((run_id, job, type(error).__name__)))
+
+    assert given_up == [(RUN, 1, "WorkerLost")]
+    assert outcome == Work(failed=1)
+
+
+def test_a_job_of_no_run_that_is_given_up_does_no_harm(queue: JobQueue, caplog: pytest.LogCaptureFixture) -> None:
+    queue.put(tickets(1, 2))
+
+    def compare(run_id: str, job: int) -> None:
+        if job == 1:
+            raise ZeroDivisionError
+
+    def give_up(run_id: str, job: int, error: BaseException) -> None:
+        raise RunError("no such run")
+
+    assert burst(queue, compare, give_up=give_up) == Work(done=1, retried=3, failed=1)
+    assert "the failed ticket a1b2c3-1 is of no run: no such run" in caplog.text
+
+
+def test_what_a_person_must_mend_before_a_failure_can_be_recorded_ends_the_worker(queue: JobQueue) -> None:
+    queue.put(tickets(1))
+
+    def compare(run_id: str, job: int) -> None:
+        raise ZeroDivisionError
+
+    def give_up(run_id: str, job: int, error: BaseException) -> None:
+        raise DatabaseError("disk full")
+
+    with pytest.raises(DatabaseError, match="disk full"):
+        burst(queue, compare, give_up=give_up)
+
+    assert (queue.waiting(), queue.running(), queue.failed()) == ([], [], tickets(1))
+
+
+def test_a_failure_of_a_job_that_is_anothers_by_now_is_not_the_last(queue: JobQueue) -> None:
+    queue.put(tickets(1))
+    queue.connection.hset(f"rq:job:{RUN}-1", "retries_left", "0")
+
+    def compare(run_id: str, job: int) -> None:
+        queue.connection.delete(queue.rq.started_job_registry.key)
+        raise ZeroDivisionError
+
+    def give_up(*_: object) -> None:
+        pytest.fail("given up")
+
+    assert burst(queue, compare, give_up=give_up) == Work(retried=1)
+
+
+def test_the_ticket_of_a_cancelled_run_is_dropped(queue: JobQueue) -> None:
+    queue.put(tickets(1, 2))
+
+    def compare(run_id: str, job: int) -> None:
+        raise Cancelled(lambda: False)
+
+    assert burst(queue, compare) == Work(dropped=2)
+    assert (queue.waiting(), queue.running(), queue.failed()) == ([], [], [])
+
+
+def test_a_ticket_comes_back_when_the_cancel_is_lifted_while_its_job_is_left(queue: JobQueue) -> None:
+    queue.put(tickets(1))
+    tried = []
+
+    def is_lifted() -> bool:
+        assert (queue.waiting(), queue.running()) == ([], [])      # asked when a resume would put it back itself
+        return True
+
+    def compare(run_id: str, job: int) -> None:
+        tried.append(job)
+        if len(tried) == 1:
+            raise Cancelled(is_lifted)
+
+    assert burst(queue, compare) == Work(done=1, dropped=1)
+    assert tried == [1, 1]
+
+
+def test_a_heartbeat_that_fails_in_any_way_does_not_end_the_heartbeats(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.put(tickets(1))
+    beats: list[int] = []
+
+    def beat(*_: object) -> None:
+        beats.append(1)
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr(Worker, "maintain_heartbeats", beat)
+
+    burst(queue, lambda run_id, job: wait_for(lambda: len(beats) >= 2, "a second beat"), heartbeat=0.05)
+
+    assert "job a1b2c3-1: no heartbeat: ZeroDivisionError: by nought" in caplog.text
 
 
 def test_a_job_that_recovers_is_done(queue: JobQueue) -> None:

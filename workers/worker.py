@@ -283,6 +283,8 @@ class Worker(SimpleWorker):
             case "dropped":
                 self.outcome.dropped += 1
                 logger.warning("dropped the ticket %s: %s", job.id, error)
+            case "cancelled":
+                self.outcome.dropped += 1
             case "retry":
                 self.outcome.retried += not is_last
                 self.outcome.failed += is_last

@@ -1,0 +1,116 @@
+"""A worker from start to end: what becomes of runs that fail, block the others, or have lost their tickets."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from realvalkey import Valkey
+from store_samples import create_database, make_row, make_run
+
+from jobs.enqueue import Request, enqueue_run, plan_run
+from jobs.inputs import Settings
+from jobs.queue import JobQueue, Ticket, connect
+from jobs.resume import resume
+from store.database import Database
+from store.errors import EmbeddingsError
+from store.records import Run, Sampling
+from store.results import record_results
+from store.runs import cancel_run, find_run
+from workers.engine import Engine
+from workers.report import Reporter
+from workers.service import Options, left_behind, run_worker
+from workers.stop import Stop
+from workers.worker import Work
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Valkey]:
+    valkey = Valkey()
+    valkey.start()
+    yield valkey
+    valkey.remove()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with create_database(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def queue(server: Valkey, database: Database) -> Iterator[JobQueue]:
+    with connect(server.url) as connection:
+        connection.flushall()
+        yield JobQueue(connection, database.id)
+
+
+def enqueue(database: Database, queue: JobQueue, workspace: Path) -> Run:
+    """Enqueue the eight reference pairs as two jobs."""
+    settings = Settings(workspace / "embeddings_512", workspace / "vision_weights", "Compare these two images.", False,
+                        Sampling(max_tokens=4, do_sample=False))
+    plan = plan_run(Request(settings, workspace / "pairs.txt", None, 5, 4, None, ()))
+    return enqueue_run(database, queue, plan)
+
+
+def burst(database: Database, queue: JobQueue) -> Work:
+    """Work the queue off in this process."""
+    return run_worker(database, queue, Options(burst=True), Stop(), Reporter())
+
+
+def test_an_engine_that_breaks_fails_the_pairs_and_a_retry_takes_them_up(
+    database: Database, queue: JobQueue, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = enqueue(database, queue, workspace)
+
+    def breaks(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "generate", breaks)
+        assert burst(database, queue) == Work(retried=6, failed=2)
+        failed = find_run(database, run.id)
+        assert (failed.state, failed.failed, left_behind(database, queue)) == ("done", 8, [])
+
+        assert resume(database, queue, failed, retry_failed=True).put_back == 2
+        assert resume(database, queue, failed, retry_failed=True).put_back == 0
+        assert find_run(database, run.id).state == "running"
+        assert burst(database, queue).failed == 2
+        assert find_run(database, run.id).state == "done"
+
+    resume(database, queue, failed, retry_failed=True)
+    queue.connection.flushall()      # the tickets are lost; a plain resume finds what is to be retried
+    assert [lost.id for lost in left_behind(database, queue)] == [run.id]
+    assert resume(database, queue, failed).put_back == 2
+    assert burst(database, queue) == Work(done=2)
+    done = find_run(database, run.id)
+    assert (done.state, done.done, done.failed) == ("done", 8, 0)
+
+
+def test_a_run_that_cannot_be_prepared_is_named_with_the_way_past_it(
+    database: Database, queue: JobQueue, workspace: Path
+) -> None:
+    bad = enqueue(database, queue, workspace)
+    good = enqueue(database, queue, workspace)
+    (workspace / "embeddings_512").rename(workspace / "elsewhere")
+
+    with pytest.raises(EmbeddingsError, match=f"; `diptych cancel {bad.id}` drops the run$"):
+        burst(database, queue)
+    assert len(queue.waiting()) == 4
+
+    cancel_run(database, bad.id)
+    with pytest.raises(EmbeddingsError, match=f"`diptych cancel {good.id}`"):
+        burst(database, queue)
+    assert {ticket.run_id for ticket in queue.waiting()} == {good.id}
+
+
+def test_runs_with_planned_pairs_and_no_ticket_for_them_are_left_behind(database: Database, queue: JobQueue) -> None:
+    whole, partly, finished, dropped = (make_run(database, 8, name=name) for name in ("a", "b", "c", "d"))
+    queue.put([Ticket(whole.id, 0), Ticket(whole.id, 1), Ticket(partly.id, 0)])
+    record_results(database, finished.id, [make_row(position) for position in range(8)])
+    cancel_run(database, dropped.id)
+
+    assert [run.id for run in left_behind(database, queue)] == [partly.id]
+
+    record_results(database, partly.id, [replace(make_row(position), job=1) for position in range(4, 8)])
+    assert left_behind(database, queue) == []
