@@ -30,7 +30,7 @@ test: $(INSTALLED)  ## ruff, mypy --strict, import-linter, pytest
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports
-	.venv/bin/python -m pytest --numprocesses auto
+	.venv/bin/python -m pytest --numprocesses auto --dist loadfile
 
 # ---- the demonstration: examples/photos and examples/pairs.txt, all the way to a table
 demo: $(INSTALLED)  ## compare the photographs of examples/photos on this machine, in seconds

@@ -77,10 +77,11 @@ class WorkBar(Reporter, AbstractContextManager["WorkBar"]):
         self._bar.update(self._tasks[run.id], completed=final)
 
     def row(self, run: "Run", pair: "Pair", result: "Comparison") -> None:
-        """Move the run's bar by one."""
+        """Move the run's bar by one; a failure that is tried again has been counted before."""
         self.failed += result.status == "failed"
-        if run.id in self._tasks:
-            self._bar.advance(self._tasks[run.id])
+        task = self._bar.tasks[self._tasks[run.id]]
+        if task.completed < run.total:
+            self._bar.advance(task.id)
 
 
 class PrintedTexts(WorkBar):

@@ -87,5 +87,6 @@ def test_the_workers_image_copies_all_that_its_installation_needs(compose: dict[
     recipe = compose["services"]["worker"]["build"]["dockerfile_inline"]
     copied = {word for line in re.findall(r"^COPY (.*) \S+$", recipe, re.MULTILINE) for word in line.split()}
 
-    assert copied == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "cli", "jobs", "store", "workers"}
+    assert copied == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "cli", "jobs", "store", "workers",
+                      "examples"}      # store/demo links to the photographs there
     assert all((ROOT / name).exists() for name in copied)
