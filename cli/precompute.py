@@ -50,5 +50,6 @@ def command(
     if not values.quiet:
         unread = f"; unreadable images: {len(made.failed):,}" if made.failed else ""
         other = f"; other files passed over: {made.skipped:,}" if made.skipped else ""
+        other += f" (links that lead outside: {made.outside:,}; copy the files)" if made.outside else ""
         click.echo(f"{made.written:,} embeddings in {output}{unread}{other}", err=True)
     return FAILED if made.failed else 0

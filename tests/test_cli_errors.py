@@ -226,3 +226,14 @@ def test_an_unexpected_fault_is_one_line_and_a_traceback_only_when_asked(
     monkeypatch.setenv("DIPTYCH_DEBUG", "1")
     with pytest.raises(KeyError):
         run(diptych, ["enqueue", "pairs.txt"])
+
+
+def test_links_that_lead_outside_are_not_followed_and_are_said(here: Path) -> None:
+    shutil.copytree(SMALL / "images", here / "photos")
+    (here / "photos" / "linked.png").symlink_to(SMALL / "images" / "000.png")
+
+    made = run_diptych("precompute", "photos", "-o", "fresh", cwd=here)
+
+    assert made.returncode == 0, made.stderr
+    assert "links that lead outside: 1" in made.stderr
+    assert "linked.png" not in (here / "fresh" / "filenames.txt").read_text()

@@ -37,7 +37,8 @@ class Precomputed:
     """What became of a folder's images."""
 
     written: int
-    skipped: int                # files that are no images
+    skipped: int                # files that are no images, links that lead outside among them
+    outside: int                # links that lead outside of the folder
     failed: list[Failure]       # images that could not be read or embedded, in order
 
 
@@ -75,7 +76,7 @@ def precompute(
             raise ImagesError(f"{source}: expected an image that can be read, found none among {len(failed)}: "
                               f"{failed[0][0]}: {failed[0][1]}")
     order = {name: place for place, name in enumerate(found.paths)}
-    return Precomputed(written, found.skipped, sorted(failed, key=lambda failure: order[failure[0]]))
+    return Precomputed(written, found.skipped, found.outside, sorted(failed, key=lambda failure: order[failure[0]]))
 
 
 def _check_side(config: ImageConfig, side: int | None) -> int:
