@@ -50,8 +50,9 @@ def test_make_demo_prints_what_the_readme_shows_twice_in_a_row(tmp_path: Path, h
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent, target_is_directory=True)
-    recipe = subprocess.run(["make", "-n", "-o", ".venv/.installed", "demo"], cwd=tmp_path, capture_output=True,
-                            text=True, check=True).stdout
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    recipe = subprocess.run(["make", "-n", "-o", ".venv/.installed", "demo"], cwd=tmp_path, env=alone,
+                            capture_output=True, text=True, check=True).stdout
 
     printed = [subprocess.run(["sh", "-e"], input=recipe, cwd=tmp_path, env=os.environ, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True, check=False) for _ in range(2)]
