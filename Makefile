@@ -45,7 +45,7 @@ demo: $(INSTALLED)  ## compare the photographs of examples/photos on this machin
 	@echo '  .venv/bin/diptych status                                  how far the latest run is'
 	@echo '  .venv/bin/diptych results --format csv --output demo.csv  the same as a file'
 	@echo '  .venv/bin/diptych results --image coffee.jpg              every comparison with one image'
-	@echo '  .venv/bin/diptych generate --a 3 --b 11 --embeds demo/embeddings --weights demo --prompt "Which image is sharper?"'
+	@echo '  .venv/bin/diptych generate --a 3 --b 11 --embeds demo/embeddings --weights demo --greedy --prompt "Which image is sharper?"'
 	@echo '  .venv/bin/diptych resume                                  puts back what a stopped run has not done'
 	@echo '  sqlite3 results.db "select image_a, image_b, text from comparisons limit 5"'
 

@@ -10,8 +10,8 @@ from cli.options import Globals, pass_globals
 COMMANDS = """\
 cd {folder}
 diptych precompute photos -o embeddings --weights demo
-diptych generate --a 3 --b 11 --embeds embeddings --weights demo
-diptych enqueue pairs.txt --embeds embeddings --weights demo --name first
+diptych generate --a 3 --b 11 --embeds embeddings --weights demo --greedy
+diptych enqueue pairs.txt --embeds embeddings --weights demo --greedy --name first
 diptych worker --burst
 diptych results first
 diptych resume first"""

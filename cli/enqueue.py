@@ -29,7 +29,7 @@ def run_options(function: Command) -> Command:
     options = (
         click.argument("pairs", type=click.Path(path_type=Path), envvar="GLM_PAIRS_FILE", required=False),
         click.option("--random", type=click.IntRange(min=1), metavar="N",
-                     help="Instead of a file: N distinct ordered pairs, drawn by the seed."),
+                     help="Instead of a file: N ordered pairs, drawn by the seed; distinct while there are any."),
         seed_option("Seed of the run; a row's own is derived from it.  [default: drawn, and recorded]"),
         click.option("--name", help="A name for the run, to ask for it later."),
     )

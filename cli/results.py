@@ -43,8 +43,8 @@ def check_digits(ctx: click.Context | None, param: click.Parameter | None, value
 
 @click.command("results", short_help="Query the results of a run.")
 @click.argument("run", required=False)
-@click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl", "parquet"]), default="table",
-              show_default=True, help="parquet needs the extra of that name, and -o.")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl", "parquet"]), default=None,
+              help="parquet needs the extra of that name, and -o.  [default: what -o ends in, else table]")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="A file instead of stdout.")
 @click.option("--pair", type=PairType(), help="Only this pair of indices.")
 @click.option("--image", metavar="X", callback=check_digits,
@@ -55,7 +55,7 @@ def check_digits(ctx: click.Context | None, param: click.Parameter | None, value
               help=f"At most so many.  [table: {TABLE_ROWS}; else: all]")
 @pass_globals
 def command(
-    values: Globals, run: str | None, form: str, output: Path | None, limit: int | None, **filters: Any
+    values: Globals, run: str | None, form: str | None, output: Path | None, limit: int | None, **filters: Any
 ) -> None:
     """Show the pairs of RUN with what the model wrote (an id, a unique beginning of one, or a name; default: latest).
 
@@ -71,14 +71,22 @@ def command(
     from store.results import Filters, read_comparisons
     from store.runs import find_run
 
+    form = form or form_of(output)
     check_output(form, output)
     most = limit or (TABLE_ROWS if form == "table" and output is None else None)
     with open_database(values.db, create=False) as database:
         found = find_run(database, run)
         rows = read_comparisons(database, found.id, Filters(**filters, limit=most))
         written = _write(rows, form, output)
+    sys.stdout.flush()      # before the summary, where both go to one place
     if not values.quiet:
         click.echo(_summary(found, written, output, cut=limit is None and written == most), err=True)
+
+
+def form_of(output: Path | None) -> str:
+    """Take the form from the ending of a file's name; a table where it says nothing."""
+    ending = output.suffix.lower().removeprefix(".") if output else ""
+    return ending if ending in ("csv", "jsonl", "parquet") else "table"
 
 
 def check_output(form: str, output: Path | None) -> None:

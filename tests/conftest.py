@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+signal.signal(signal.SIGINT, signal.default_int_handler)      # started in the background, it would be ignored
 mx.set_default_device(mx.cpu)      # where a row's float32 sums are the same in any batch; on Metal kernels differ
 
 DATA = Path(__file__).parent / "data"

@@ -185,3 +185,11 @@ def test_a_reader_that_has_had_enough_is_no_error(worked: Path) -> None:
 
     assert piped.stdout.startswith("run_id,position")
     assert "Error" not in piped.stderr
+
+
+def test_a_file_s_ending_says_the_form(worked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown(capsys, "-o", "out.csv")
+    shown(capsys, "-o", "out.jsonl", "--format", "csv")
+
+    assert (worked / "out.csv").read_text().startswith("run_id,position,")
+    assert (worked / "out.jsonl").read_bytes() == (worked / "out.csv").read_bytes()

@@ -3,15 +3,22 @@
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from evaluate import UNSEEN_PAIRS, Score, all_pairs, open_images, open_unseen, score, table
-from properties import NAMES, PROMPT, read_answer
+from evaluate import UNSEEN_PAIRS, Images, Pairs, Score, all_pairs, open_images, open_unseen, score, table
+from properties import NAMES, PROMPT, PROPERTIES, Property, question, read_answer
 
+from jobs.prompt import Prompt, build_prompt
 from jobs.tokenizer import load_tokenizer
 from store.checkpoint import Checkpoint, open_checkpoint
 from store.demo import PHOTOS, WEIGHTS
+from store.records import Sampling
+from workers.engine import Engine, Row
+from workers.images import patches, read_image
+from workers.model.load import load_text_model
+from workers.model.rope import position_ids
 
 README = Path(__file__).parent.parent / "examples" / "demo" / "README.md"
 KEPT, EACH, ALL = 0.60, 0.90, 0.95      # share of pairs beyond a margin; of them right, for each property and over all
@@ -23,8 +30,13 @@ def checkpoint() -> Checkpoint:
 
 
 @cache
+def photograph_images() -> Images:
+    return open_images(PHOTOS, checkpoint())
+
+
+@cache
 def photographs() -> Score:
-    images = open_images(PHOTOS, checkpoint())
+    images = photograph_images()
     return score(checkpoint(), images, all_pairs(len(images.values)))
 
 
@@ -57,6 +69,35 @@ def test_its_answers_are_one_or_two_sentences_about_all_five_properties_of_diffe
     assert len(lengths) >= 3
 
 
+@pytest.mark.parametrize("asked", PROPERTIES, ids=NAMES)
+def test_to_a_question_it_answers_the_label_alone(asked: Property) -> None:
+    images = photograph_images()
+    answers = write(images, all_pairs(len(images.values))[::3], question(asked))
+
+    labels = [load_tokenizer(checkpoint()).encode(label) for label in ("A", "B")]
+    assert all(ids[:-1] in labels and ids[-1] in checkpoint().eos_token_ids for ids in answers)
+    assert {tuple(ids[:-1]) for ids in answers} == {tuple(ids) for ids in labels}
+
+
+def test_each_long_answer_ends_by_itself() -> None:
+    answers = write(photograph_images(), all_pairs(13)[::5], PROMPT)
+
+    assert all(ids[-1] in checkpoint().eos_token_ids for ids in answers)
+    assert all(15 <= len(ids) <= 40 for ids in answers)
+
+
+def write(images: Images, pairs: Pairs, text: str) -> list[list[int]]:
+    """Return the tokens that the engine writes about each pair, greedily."""
+    prompt = build_prompt(checkpoint(), load_tokenizer(checkpoint()), text, thinking=False, grid=images.grid)
+    rows = [Row(key, images.embeddings[a], images.embeddings[b], seed=0) for key, (a, b) in enumerate(pairs)]
+    written: list[list[int]] = [[] for _ in rows]
+    engine = Engine(load_text_model(checkpoint()), checkpoint().eos_token_ids)
+    for step in engine.generate(prompt, rows, Sampling(do_sample=False, max_tokens=60)):
+        for token in step:
+            written[token.key].append(token.id)
+    return written
+
+
 def test_the_table_in_its_readme_is_what_the_script_makes() -> None:
     shown = re.search(r"<!-- results -->\n(.*?)\n<!-- end of results -->", README.read_text(), re.DOTALL)
 
@@ -69,42 +110,51 @@ def test_it_ships_within_four_megabytes() -> None:
 
 
 def test_transformers_writes_the_same_tokens() -> None:
-    """Greedy tokens of 20 pairs, from the same embeddings; needs the extra `bench`."""
+    """Prompt, embeddings of squashed photographs and greedy tokens of 20 pairs; needs the extra `bench`."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from jobs.prompt import build_prompt
-    from store.records import Sampling
-    from workers.engine import Engine, Row
-    from workers.model.load import load_text_model
-    from workers.model.rope import position_ids
-
-    images = open_images(PHOTOS, checkpoint())
+    images = photograph_images()
     pairs = all_pairs(len(images.values))[::7][:20]
     prompt = build_prompt(checkpoint(), load_tokenizer(checkpoint()), PROMPT, thinking=False, grid=images.grid)
-    rows = [Row(key, images.embeddings[a], images.embeddings[b], seed=0) for key, (a, b) in enumerate(pairs)]
-    ours: list[list[int]] = [[] for _ in pairs]
-    for step in Engine(load_text_model(checkpoint()), checkpoint().eos_token_ids).generate(
-            prompt, rows, Sampling(do_sample=False, max_tokens=60)):
-        for token in step:
-            ours[token.key].append(token.id)
-
     model = transformers.Glm4vForConditionalGeneration.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
-    ids = torch.tensor([prompt.token_ids])
-    start = torch.from_numpy(position_ids(len(prompt.token_ids), prompt.spans, prompt.grid))[:, None].long()
-    theirs = []
-    with torch.inference_mode():
-        for row in rows:
-            embeds = model.model.get_input_embeddings()(ids).clone()
-            both = np.concatenate([row.image_a, row.image_b]).astype(np.float32)
-            embeds[ids == checkpoint().image_token_id] = torch.from_numpy(both)
-            position, past, tokens = start, None, []
-            while len(tokens) < 60 and (not tokens or tokens[-1] not in checkpoint().eos_token_ids):
-                out = model.model.language_model(inputs_embeds=embeds, position_ids=position, past_key_values=past,
-                                                 use_cache=True)
-                past = out.past_key_values
-                tokens.append(int(model.lm_head(out.last_hidden_state[:, -1]).argmax()))
-                embeds = model.model.get_input_embeddings()(torch.tensor([[tokens[-1]]]))
-                position = (position.max() + 1).expand(3, 1, 1)
-            theirs.append(tokens)
 
-    assert ours == theirs
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(WEIGHTS)
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": PROMPT}]
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False,
+                                             add_generation_prompt=True, enable_thinking=False,
+                                             chat_template=checkpoint().chat_template)
+    repeated = rendered.replace("<|image|>", "<|image|>" * images.embeddings.shape[1])
+    assert tokenizer(repeated, add_special_tokens=False).input_ids == list(prompt.token_ids)
+
+    with torch.inference_mode():
+        assert np.abs(their_embeddings(torch, model) - images.embeddings).max() < 2e-2      # float16 beside float32
+        theirs = [their_tokens(torch, model, prompt, images.embeddings[pair]) for pair in pairs]
+    assert write(images, pairs, PROMPT) == theirs
+
+
+def their_embeddings(torch: Any, model: Any) -> np.ndarray:
+    """Embed the photographs, squashed as ours are, by transformers' vision tower."""
+    config = checkpoint().image
+    pixels = np.stack([read_image(path, config.side, "squash") for path in sorted(PHOTOS.glob("*.jpg"))])
+    side = config.side // config.patch_size
+    grid = torch.tensor([[1, side, side]] * len(pixels))
+    out = model.model.get_image_features(torch.from_numpy(patches(pixels, config)).flatten(0, 1), grid)
+    out = getattr(out, "pooler_output", out)
+    return torch.stack(list(out)).numpy()
+
+
+def their_tokens(torch: Any, model: Any, prompt: Prompt, embeddings: np.ndarray) -> list[int]:
+    """Generate greedily with transformers' decoder about two images [2, tokens, hidden]."""
+    ids = torch.tensor([prompt.token_ids])
+    position = torch.from_numpy(position_ids(len(prompt.token_ids), prompt.spans, prompt.grid))[:, None].long()
+    hidden = model.model.get_input_embeddings()(ids).clone()
+    hidden[ids == checkpoint().image_token_id] = torch.from_numpy(np.concatenate(embeddings).astype(np.float32))
+    past, tokens = None, []
+    while len(tokens) < 60 and (not tokens or tokens[-1] not in checkpoint().eos_token_ids):
+        out = model.model.language_model(inputs_embeds=hidden, position_ids=position, past_key_values=past,
+                                         use_cache=True)
+        past = out.past_key_values
+        tokens.append(int(model.lm_head(out.last_hidden_state[:, -1]).argmax()))
+        hidden = model.model.get_input_embeddings()(torch.tensor([[tokens[-1]]]))
+        position = (position.max() + 1).expand(3, 1, 1)
+    return tokens

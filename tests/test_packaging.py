@@ -122,6 +122,15 @@ def test_a_plain_install_has_every_file_of_every_room(installed: Path) -> None:
     assert sources == {path.relative_to(installed) for room in ROOMS for path in (installed / room).rglob("*.py")}
 
 
+def test_a_plain_install_has_what_the_demo_needs(installed: Path) -> None:
+    demo = ROOT / "store" / "demo"
+    shipped = [path.relative_to(ROOT) for folder in ("weights", "photos") for path in (demo / folder).iterdir()]
+
+    assert len(shipped) >= 18
+    for path in (*shipped, Path("store/demo/pairs.txt")):
+        assert (installed / path).read_bytes() == (ROOT / path).read_bytes()
+
+
 def test_a_plain_install_runs_away_from_its_checkout(installed: Path, tmp_path: Path) -> None:
     script = "import cli.main; print(cli.main.__file__); cli.main.main(['runs', '--help'])"
 

@@ -40,7 +40,7 @@ def make_picture(rng: Random) -> NDArray[np.uint8]:
 
 # ---- scenes
 def _things(rng: Random) -> Pixels:
-    """Paint things over a ground, the large ones first; each is shaded and has a texture of its own."""
+    """Paint things over a ground, the large ones first, each in one colour."""
     size = SIDE * int(rng.integers(1, 3))      # larger ones are shrunk at the end, as a photograph is
     image = Image.fromarray(_bytes(_ground(rng, size)))
     draw = ImageDraw.Draw(image)
@@ -114,7 +114,7 @@ def _lights(rng: Random) -> Pixels:
 
 
 def _portrait(rng: Random) -> Pixels:
-    """Put a few large shaded things before a blurred ground of many."""
+    """Put what is in the middle of one scene, sharp, before another that is blurred."""
     back = _floats(Image.fromarray(_bytes(_things(rng))).filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 6)))))
     front = _things(rng)
     x, y = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE))
