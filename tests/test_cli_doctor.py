@@ -34,7 +34,10 @@ def test_what_is_missing_is_said_with_the_way_to_mend_it(capsys: pytest.CaptureF
 
     assert run(diptych, ["doctor"]) == 1
 
-    assert "to mend: vision_weights: expected a folder of weights" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "to mend: vision_weights: expected a folder of weights" in out
+    assert "embeddings_512 is there; not checked without usable weights" in out
+    assert "1 to mend" in out
 
 
 def test_a_redis_that_does_not_answer_is_to_mend_and_its_password_is_not_shown(

@@ -13,7 +13,7 @@ from jobs.server import find_binary, running_server
 from store.checkpoint import Checkpoint, open_checkpoint
 from store.database import database_exists, open_database
 from store.embeddings import open_embeddings
-from store.errors import DiptychError
+from store.errors import DiptychError, WeightsError
 from store.fingerprint import full_hash
 from store.runs import list_runs
 from workers.device import device_name, memory_limit
@@ -135,7 +135,11 @@ def _dtypes(checkpoint: Checkpoint) -> set[str]:
 
 
 def _embeddings(patient: Patient) -> Finding:
-    hidden = open_checkpoint(patient.weights).text.hidden_size
+    try:
+        hidden = open_checkpoint(patient.weights).text.hidden_size
+    except WeightsError:
+        there = "is there" if patient.embeds.is_dir() else "is not there"
+        return Finding("embeddings", f"{patient.embeds} {there}; not checked without usable weights")
     embeddings = open_embeddings(patient.embeds, hidden=hidden)
     n, tokens = len(embeddings.filenames), embeddings.tokens
     return Finding("embeddings", f"{patient.embeds}: {n:,} images of {tokens} x {hidden}")
