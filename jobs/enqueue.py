@@ -70,9 +70,14 @@ def enqueue_run(database: Database, queue: JobQueue, plan: Plan) -> Run:
 
     Whatever happens between the two, `resume` puts the missing tickets on the queue.
     """
-    run = create_run(database, _new_run(plan, DatabaseCache(database)), _rows(plan), plan.inputs.embeddings.filenames)
+    run = record_run(database, plan)
     queue.put(Ticket(run.id, job) for job in sorted(set(plan.jobs)))
     return run
+
+
+def record_run(database: Database, plan: Plan) -> Run:
+    """Write the run with its pairs and jobs to the store, all or nothing; nobody works at it without tickets."""
+    return create_run(database, _new_run(plan, DatabaseCache(database)), _rows(plan), plan.inputs.embeddings.filenames)
 
 
 def _rows(plan: Plan) -> Iterator[Pair]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from realvalkey import Valkey
 
 signal.signal(signal.SIGINT, signal.default_int_handler)      # started in the background, it would be ignored
 mx.set_default_device(mx.cpu)      # where a row's float32 sums are the same in any batch; on Metal kernels differ
@@ -56,6 +57,15 @@ def run_diptych(*argv: object, cwd: Path, **env: str) -> subprocess.CompletedPro
     """Run the installed command in a process of its own."""
     return subprocess.run([str(DIPTYCH), *map(str, argv)], cwd=cwd, env=os.environ | env, capture_output=True,
                           text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Valkey]:
+    """A real Valkey on a socket of its own."""
+    valkey = Valkey()
+    valkey.start()
+    yield valkey
+    valkey.remove()
 
 
 @pytest.fixture(scope="session")

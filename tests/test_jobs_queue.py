@@ -23,14 +23,6 @@ RUN = "a1b2c3"
 SECRET = "s3cr3t-word"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Valkey]:
-    valkey = Valkey()
-    valkey.start()
-    yield valkey
-    valkey.remove()
-
-
 @pytest.fixture
 def queue(server: Valkey) -> Iterator[JobQueue]:
     with connect(server.url) as connection:

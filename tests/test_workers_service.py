@@ -24,14 +24,6 @@ from workers.stop import Stop
 from workers.worker import Work
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Valkey]:
-    valkey = Valkey()
-    valkey.start()
-    yield valkey
-    valkey.remove()
-
-
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
     with create_database(tmp_path) as opened:

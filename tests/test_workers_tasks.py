@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, WEIGHTS
 
-from jobs.enqueue import Plan, Request, plan_run
+from jobs.enqueue import Plan, Request, plan_run, record_run
 from jobs.inputs import Settings
-from store.cache import DatabaseCache
 from store.database import Database, open_database
 from store.errors import EmbeddingsError, WeightsError
 from store.jobs import JobCounts, job_counts, release_job, retry_failed, start_job
-from store.records import Comparison, NewRun, Pair, Run, Sampling
+from store.records import Comparison, Pair, Run, Sampling
 from store.results import read_result
-from store.runs import cancel_run, create_run, find_run, lift_cancel
+from store.runs import cancel_run, find_run, lift_cancel
 from workers import tasks
 from workers.report import Reporter
 from workers.session import Session
@@ -36,14 +35,6 @@ def database(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Datab
 def plan(**changes: object) -> Plan:
     settings = Settings(Path("embeddings_512"), Path("vision_weights"), "Compare these two images.", False, SAMPLING)
     return plan_run(replace(Request(settings, Path("pairs.txt"), None, 5, 8, None, ()), **changes))
-
-
-def record_run(database: Database, planned: Plan) -> Run:
-    """Record a planned run without a queue."""
-    from jobs.enqueue import _new_run, _rows
-
-    new: NewRun = _new_run(planned, DatabaseCache(database))
-    return create_run(database, new, _rows(planned), planned.inputs.embeddings.filenames)
 
 
 def workplace(database: Database, stop: Stop | None = None, reporter: Reporter | None = None) -> Workplace:

@@ -51,14 +51,6 @@ print("signal", stop.signal, flush=True)
 """
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Valkey]:
-    valkey = Valkey()
-    valkey.start()
-    yield valkey
-    valkey.remove()
-
-
 @pytest.fixture
 def queue(server: Valkey) -> Iterator[JobQueue]:
     with connect(server.url) as connection:
