@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
-from cli.options import Globals, embeds_option, pass_globals, weights_option
+from cli.options import DEFAULT_PROMPT, Globals, embeds_option, pass_globals, weights_option
 from cli.show import escape
 
-TO_MEND = 1      # exit status
+TO_MEND = 1          # exit status
+BATCH_SIZE = 64      # of enqueue
 
 
 @click.command("doctor", short_help="Show what this machine has, and what to mend.")
@@ -16,7 +17,7 @@ TO_MEND = 1      # exit status
 @click.option("--verify", is_flag=True, help="Read every byte of weights and embeddings, and hash them.")
 @pass_globals
 def command(values: Globals, embeds: Path, weights: Path, verify: bool) -> int:
-    """Look at device, memory, SQLite, queue, weights and embeddings, and say what to mend.
+    """Look at device, SQLite, queue, weights and embeddings, plan the memory of a run, and say what to mend.
 
     Starts no server and changes nothing. The exit status is 1 when there is something to mend.
 
@@ -28,7 +29,8 @@ def command(values: Globals, embeds: Path, weights: Path, verify: bool) -> int:
     from workers.doctor import Patient, examine
 
     mends = 0
-    for finding in examine(Patient(values.db, values.redis, weights, embeds), verify=verify):
+    patient = Patient(values.db, values.redis, weights, embeds, DEFAULT_PROMPT, BATCH_SIZE)
+    for finding in examine(patient, verify=verify):
         click.echo(f"{finding.topic}: {escape(finding.found)}")
         if finding.mend is not None:
             mends += 1

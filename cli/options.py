@@ -116,6 +116,26 @@ def weights_option(function: Command) -> Command:
                         help="Folder of the checkpoint, as downloaded; `demo` is the small one that ships.")(function)
 
 
+class Size(click.ParamType[int]):
+    """A size of memory in bytes, written with its unit."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        from jobs.sizes import parse_size
+
+        try:
+            return parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def memory_limit_option(text: str) -> Callable[[Command], Command]:
+    """Accept --memory-limit."""
+    return click.option("--memory-limit", type=Size(), default=None, help=f"{text} As 600MB, 24GB or 22.5GiB.")
+
+
 def batch_size_option(default: int) -> Callable[[Command], Command]:
     """Accept --batch-size with the ancestor's variable."""
     return click.option("--batch-size", type=click.IntRange(1, LARGEST_BATCH), envvar="GLM_BATCH_SIZE",

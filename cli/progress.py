@@ -1,5 +1,6 @@
 """A progress bar for work: one line a run on stderr, with the rate and the time left."""
 
+import logging
 import sys
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Self
@@ -9,12 +10,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from cli.show import duration, escape
+from jobs.memory import describe_plan
 from workers.report import Reporter
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from jobs.memory import MemoryPlan
     from store.records import Comparison, Pair, Run
+
+logger = logging.getLogger("diptych.worker")
 
 
 def rate(task: Task) -> float | None:
@@ -62,6 +67,11 @@ class WorkBar(Reporter, AbstractContextManager["WorkBar"]):
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+    def planned(self, run: "Run", plan: "MemoryPlan") -> None:
+        """Log the memory plan of a run."""
+        for line in describe_plan(plan):
+            logger.info("run %s memory: %s", run.id, line)
 
     def loading(self, run: "Run") -> None:
         """Say what is being loaded; a big model takes a while."""

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -15,17 +15,20 @@ import numpy as np
 from conftest import SMALL, WEIGHTS
 from numpy.typing import NDArray
 
+from jobs.limits import Limits
 from jobs.prompt import Prompt, build_prompt
 from jobs.tokenizer import load_tokenizer
 from store.checkpoint import open_checkpoint
 from store.records import FinishReason, Sampling
-from workers.engine import Engine, Row, Steps
+from workers.engine import Engine, Steps
 from workers.model.load import load_text_model
+from workers.rows import Image, Row
 
 EXPECTED: dict[str, Any] = json.loads((SMALL / "expected.json").read_text())
 PAIRS: list[list[int]] = EXPECTED["pairs"]
 CASES = (0, 1)               # the two prompts: images first; interleaved with text
 GRID = (16, 16)              # merged rows and columns of an image
+LIMITS = Limits(rows=64, chunk_tokens=4096, prefix_bytes=2**30)
 GREEDY = Sampling(do_sample=False, max_tokens=EXPECTED["max_tokens"])
 
 
@@ -43,10 +46,10 @@ def embeddings() -> NDArray[np.float16]:
 
 
 @cache
-def make_engine(weights: Path = WEIGHTS, **options: int) -> Engine:
-    """Load the text model of a checkpoint into an engine; the same one for the same arguments."""
+def make_engine(weights: Path = WEIGHTS) -> Engine:
+    """Load the text model of a checkpoint into an engine; the same one for the same checkpoint."""
     checkpoint = open_checkpoint(weights)
-    return Engine(load_text_model(checkpoint), checkpoint.eos_token_ids, **options)
+    return Engine(load_text_model(checkpoint), checkpoint.eos_token_ids)
 
 
 def make_prompt(text: str) -> Prompt:
@@ -62,8 +65,8 @@ def reference_prompt(case: int) -> Prompt:
 
 def make_rows(pairs: Sequence[Sequence[int]] = PAIRS) -> list[Row]:
     """Make a row for each pair, with key and seed by its place."""
-    half = embeddings()
-    return [Row(place, half[a], half[b], seed=1000 + place) for place, (a, b) in enumerate(pairs)]
+    images = [Image(("reference", index), half) for index, half in enumerate(embeddings())]
+    return [Row(place, images[a], images[b], seed=1000 + place) for place, (a, b) in enumerate(pairs)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +89,11 @@ def collect(steps: Steps) -> Generator[Generated, None, None]:
                     yield Generated(token.key, tuple(tokens.pop(token.key)), token.finish_reason)
 
 
-def generate(engine: Engine, prompt: Prompt, rows: Sequence[Row], sampling: Sampling) -> list[Generated]:
-    """Generate all rows in one slice; return them in the order of their keys."""
-    return sorted(collect(engine.generate(prompt, rows, sampling)), key=lambda generated: generated.key)
+def generate(
+    engine: Engine, prompt: Prompt, rows: Iterable[Row], sampling: Sampling, limits: Limits = LIMITS,
+) -> list[Generated]:
+    """Generate all rows; return them in the order of their keys."""
+    return sorted(collect(engine.generate(prompt, rows, sampling, limits)), key=lambda generated: generated.key)
 
 
 def expected_rows(case: int) -> list[Generated]:

@@ -1,6 +1,7 @@
 """What `doctor` finds, and what it says to mend."""
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def test_a_machine_with_all_in_place_has_nothing_to_mend(capsys: pytest.CaptureF
     assert run(diptych, ["doctor"]) == 0
 
     out = capsys.readouterr().out
-    for topic in ("device", "SQLite", "database", "queue", "weights", "embeddings", "GLM-4.6V-Flash"):
+    for topic in ("device", "SQLite", "database", "queue", "weights", "embeddings", "memory plan", "GLM-4.6V-Flash"):
         assert f"{topic}: " in out
     assert "4 images of 256 x 64" in out
     assert not (home / ".diptych").exists()
@@ -37,7 +38,56 @@ def test_what_is_missing_is_said_with_the_way_to_mend_it(capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "to mend: vision_weights: expected a folder of weights" in out
     assert "embeddings_512 is there; not checked without usable weights" in out
+    assert "memory plan: none without usable weights" in out
     assert "1 to mend" in out
+
+
+def test_the_memory_of_a_run_is_planned_with_these_weights_and_images(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(diptych, ["doctor"]) == 0
+
+    out = capsys.readouterr().out
+    assert "memory plan: for 64 pairs a job, the default prompt and answers of 100 tokens\n  weights  " in out
+    assert re.search(r"\n  prefix cache +[0-9.]+ KB  4 of ", out)      # of 4 images
+    assert "64 of 382.9 KB, a whole job side by side" in out
+
+
+def test_a_plan_is_made_without_embeddings_too(capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree("embeddings_512")
+
+    assert run(diptych, ["doctor"]) == 1
+
+    out = capsys.readouterr().out
+    assert "64 of 382.9 KB, a whole job side by side" in out
+    assert "1 to mend" in out
+
+
+def test_weights_that_do_not_fit_are_to_mend_and_what_would_fit_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers import doctor
+
+    monkeypatch.setattr(doctor, "memory_limit", lambda: 500_000)
+
+    assert run(diptych, ["doctor"]) == 1
+
+    out = capsys.readouterr().out
+    assert "memory plan: not usable\n  to mend: memory: expected a limit of at least" in out
+    assert "GLM-4.6V-Flash: in 500.0 KB: bf16 needs 19.9 GB, 8-bit needs 10.7 GB, 4-bit needs 5.7 GB" in out
+
+
+def test_the_quantizations_that_fit_are_named_with_the_pairs_side_by_side(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers import doctor
+
+    monkeypatch.setattr(doctor, "memory_limit", lambda: 17_179_869_184)      # Metal's two thirds of 24 GiB
+
+    assert run(diptych, ["doctor"]) == 0
+
+    found = re.search(r"bf16 needs 19.9 GB, 8-bit (\d+) pairs side by side, 4-bit (\d+) pairs",
+                      capsys.readouterr().out)
+    assert found is not None
+    assert 64 <= int(found[1]) < int(found[2])
 
 
 def test_a_redis_that_does_not_answer_is_to_mend_and_its_password_is_not_shown(

@@ -211,7 +211,7 @@ def test_failed_pairs_stay_until_a_resume_with_retry_failed_puts_them_back_and_a
     done("resume")
     assert "3 failed; 0 jobs put back" in capsys.readouterr().out
     done("worker", "--burst")
-    assert [position for position, in rows("select position from results where status = 'failed'")] == FAILING
+    assert [position for position, in rows("select position from results where status = 'failed' order by position")] == FAILING
 
     done("resume", "--retry-failed")
     assert "3 failed; 2 jobs put back" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluate import UNSEEN_PAIRS, Images, Pairs, Score, all_pairs, open_images, open_unseen, score, table
+from evaluate import LIMITS, UNSEEN_PAIRS, Images, Pairs, Score, all_pairs, make_rows, open_images, open_unseen, score, table
 from properties import NAMES, PROMPT, PROPERTIES, Property, question, read_answer
 
 from jobs.prompt import Prompt, build_prompt
@@ -15,7 +15,7 @@ from jobs.tokenizer import load_tokenizer
 from store.checkpoint import Checkpoint, open_checkpoint
 from store.demo import PHOTOS, WEIGHTS
 from store.records import Sampling
-from workers.engine import Engine, Row
+from workers.engine import Engine
 from workers.images import patches, read_image
 from workers.model.load import load_text_model
 from workers.model.rope import position_ids
@@ -89,10 +89,9 @@ def test_each_long_answer_ends_by_itself() -> None:
 def write(images: Images, pairs: Pairs, text: str) -> list[list[int]]:
     """Return the tokens that the engine writes about each pair, greedily."""
     prompt = build_prompt(checkpoint(), load_tokenizer(checkpoint()), text, thinking=False, grid=images.grid)
-    rows = [Row(key, images.embeddings[a], images.embeddings[b], seed=0) for key, (a, b) in enumerate(pairs)]
-    written: list[list[int]] = [[] for _ in rows]
+    written: list[list[int]] = [[] for _ in pairs]
     engine = Engine(load_text_model(checkpoint()), checkpoint().eos_token_ids)
-    for step in engine.generate(prompt, rows, Sampling(do_sample=False, max_tokens=60)):
+    for step in engine.generate(prompt, make_rows(images, pairs), Sampling(do_sample=False, max_tokens=60), LIMITS):
         for token in step:
             written[token.key].append(token.id)
     return written

@@ -104,7 +104,7 @@ def test_a_checkpoint_with_norms_in_float32_computes_in_the_type_of_most_weights
     weights = {name: array.astype(mx.bfloat16) if array.ndim > 1 else array for name, array in read_weights().items()}
     model = make_engine(copy_checkpoint(tmp_path / "mixed", weights=weights)).model
 
-    hidden = model(model.embed(mx.array([[1, 2]])), make_step_rotation(model.config, 0),
+    hidden = model(model.embed(mx.array([[1, 2]])), make_step_rotation(model.config, mx.array([0])),
                    KVCache(model.config, 1, 2, model.dtype).window(slice(0, 1), 0))
 
     assert {model.dtype, hidden.dtype, model.logits(hidden[:, -1]).dtype} == {mx.bfloat16}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from reference import (
     GREEDY,
+    LIMITS,
     PAIRS,
     Generated,
     collect,
@@ -19,23 +20,19 @@ from reference import (
     reference_prompt,
 )
 
+from jobs.limits import Limits
 from store.records import Sampling
-from workers.engine import Engine, Row, Token, embed_prompt
+from workers.engine import Engine
 from workers.model.cache import KVCache
 from workers.model.rope import make_prompt_rotation, position_ids
 from workers.model.text import TextModel
+from workers.prefill import embed_prompt
+from workers.rows import Image, Row, Token
 
 SAMPLED = [
     Sampling(temperature=1.2, top_k=5, top_p=0.95, max_tokens=10),      # by candidates
     Sampling(temperature=1.2, top_k=0, top_p=0.9, repetition_penalty=1.3, max_tokens=10),      # by bisection
 ]
-
-
-@pytest.mark.parametrize("prefill_rows", [1, 3])
-def test_the_size_of_prefill_pieces_changes_nothing(prefill_rows: int) -> None:
-    engine = make_engine(prefill_rows=prefill_rows)
-
-    assert generate(engine, reference_prompt(1), make_rows(), GREEDY) == expected_rows(1)
 
 
 @pytest.mark.parametrize("sampling", SAMPLED, ids=["candidates", "bisection"])
@@ -61,8 +58,8 @@ def test_the_order_of_rows_changes_nothing() -> None:
 
 
 def test_rows_with_equal_images_and_seeds_are_equal_and_other_seeds_differ() -> None:
-    half = [make_rows()[0].image_a, make_rows()[0].image_b]
-    rows = [Row(key, *half, seed=seed) for key, seed in enumerate([5, 5, 6, 2**53 - 1])]
+    a, b = make_rows()[0].image_a, make_rows()[0].image_b
+    rows = [Row(key, a, b, seed=seed) for key, seed in enumerate([5, 5, 6, 2**53 - 1])]
 
     tokens = [row.token_ids for row in generate(make_engine(), reference_prompt(0), rows, SAMPLED[0])]
 
@@ -121,12 +118,22 @@ def test_the_image_that_the_prompt_names_first_comes_first() -> None:
 def test_a_prompt_is_embedded_in_the_models_own_type() -> None:
     engine, prompt = make_engine(), reference_prompt(1)
 
-    embedded = embed_prompt(engine.model, prompt, make_rows())
+    embedded = embed_prompt(engine.model, prompt, make_rows(), 0, len(prompt.token_ids))
 
     np.testing.assert_array_equal(np.array(embedded), np.array(prompt_embeddings(engine, prompt, PAIRS)))
     half = TextModel(engine.model.config)
     half.set_dtype(mx.bfloat16)
-    assert embed_prompt(half, prompt, make_rows()).dtype == mx.bfloat16
+    assert embed_prompt(half, prompt, make_rows(), 0, 5).dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 3), (100, 260), (100, 400), (300, 301)])
+def test_a_part_of_a_prompt_is_embedded_as_it_stands_in_the_whole(start: int, end: int) -> None:
+    engine, prompt = make_engine(), reference_prompt(1)
+
+    part = embed_prompt(engine.model, prompt, make_rows(), start, end)
+
+    whole = prompt_embeddings(engine, prompt, PAIRS)
+    np.testing.assert_array_equal(np.array(part), np.array(whole[:, start:end]))
 
 
 def test_a_row_that_has_ended_emits_nothing_more_and_the_last_end_ends_the_steps() -> None:
@@ -134,7 +141,7 @@ def test_a_row_that_has_ended_emits_nothing_more_and_the_last_end_ends_the_steps
     early = [place for place, row in enumerate(expected) if row.finish_reason == "stop"][:2]
     rows = [make_rows()[place] for place in early]
 
-    steps = list(make_engine().generate(reference_prompt(0), rows, GREEDY))
+    steps = list(make_engine().generate(reference_prompt(0), rows, GREEDY, LIMITS))
 
     assert steps[0] == []      # after the prefill
     lengths = [len(expected[place].token_ids) for place in early]
@@ -168,21 +175,24 @@ def test_every_ending_token_of_the_checkpoint_ends_a_row() -> None:
     assert row == Generated(0, whole[: whole.index(whole[3]) + 1], "stop")
 
 
-def test_the_caller_is_asked_after_every_piece_of_the_prefill_and_every_step() -> None:
-    engine = make_engine(prefill_rows=3)
+def test_the_caller_is_asked_after_every_chunk_of_the_prefill_and_every_step() -> None:
+    engine, prompt = Engine(make_engine().model, []), reference_prompt(0)
+    three_rows = 3 * (len(prompt.token_ids) - prompt.spans[0][1])
 
-    steps = engine.generate(reference_prompt(0), make_rows(), Sampling(do_sample=False, max_tokens=2))
+    steps = engine.generate(prompt, make_rows(), Sampling(do_sample=False, max_tokens=2),
+                            replace(LIMITS, chunk_tokens=three_rows))
 
-    assert [len(step) for step in steps] == [0, 0, 0, 8, 8]
+    prefixes = len({a for a, _ in PAIRS})
+    assert [len(step) for step in steps] == [0] * (prefixes + 3) + [8, 8]
 
 
 def test_no_rows_are_no_steps() -> None:
-    assert list(make_engine().generate(reference_prompt(0), [], GREEDY)) == []
+    assert list(make_engine().generate(reference_prompt(0), [], GREEDY, LIMITS)) == []
 
 
 def test_closing_stops_the_work_at_the_next_step() -> None:
     engine = make_engine()
-    steps = engine.generate(reference_prompt(0), make_rows(), GREEDY)
+    steps = engine.generate(reference_prompt(0), make_rows(), GREEDY, LIMITS)
     rows = collect(steps)
 
     first = next(rows)
@@ -193,9 +203,8 @@ def test_closing_stops_the_work_at_the_next_step() -> None:
 
 
 def test_tokens_name_their_row_by_its_key() -> None:
-    row = make_rows()[0]
-    steps = make_engine().generate(
-        reference_prompt(0), [Row(77, row.image_a, row.image_b, row.seed)], Sampling(do_sample=False, max_tokens=2))
+    row, sampling = replace(make_rows()[0], key=77), Sampling(do_sample=False, max_tokens=2)
+    steps = make_engine().generate(reference_prompt(0), [row], sampling, LIMITS)
 
     first, second = (token for step in steps for token in step)
 
@@ -215,15 +224,17 @@ def test_the_next_step_is_scheduled_before_the_tokens_of_this_one_are_read(monke
     schedule, scheduled = mx.async_eval, list[mx.array]()
     monkeypatch.setattr(mx, "async_eval", lambda *tokens: (scheduled.extend(tokens), schedule(*tokens)))
 
-    steps = make_engine().generate(reference_prompt(0), make_rows()[:2], Sampling(do_sample=False, max_tokens=3))
+    steps = make_engine().generate(reference_prompt(0), make_rows()[:2], Sampling(do_sample=False, max_tokens=3),
+                                   LIMITS)
 
-    assert [len(scheduled) for step in steps if step] == [2, 3, 3]
+    assert [len(scheduled) for step in steps if step] == [2, 3, 3]      # the first ones by joining
 
 
 def test_the_cache_is_allocated_once_and_written_in_place() -> None:
     config = replace(make_engine().model.config, intermediate_size=10_000, n_layers=4)
     model, images = TextModel(config), np.random.default_rng(0).normal(size=(16, 2, 1, config.hidden_size))
-    rows = [Row(key, *pair, seed=key) for key, pair in enumerate(images.astype(np.float16))]
+    rows = [Row(key, Image((key, 0), a), Image((key, 1), b), seed=key)
+            for key, (a, b) in enumerate(images.astype(np.float16))]
     prompt = replace(make_prompt("?"), token_ids=(2, 4, 19, 19, 5, 6), spans=((2, 3), (3, 4)), grid=(1, 1))
     sampling = Sampling(do_sample=False, max_tokens=4_000)
     tokens = len(prompt.token_ids) + sampling.max_tokens
@@ -232,9 +243,10 @@ def test_the_cache_is_allocated_once_and_written_in_place() -> None:
     before = mx.get_active_memory()
     mx.reset_peak_memory()
 
-    steps = Engine(model, [], prefill_rows=4).generate(prompt, rows, sampling)
-    lengths = [len(next(steps)) for _ in range(12)]
+    limits = Limits(rows=16, chunk_tokens=12, prefix_bytes=1)
+    steps = Engine(model, []).generate(prompt, rows, sampling, limits)
+    lengths = [len(next(steps)) for _ in range(28)]
 
-    assert lengths == [0] * 4 + [16] * 8
+    assert lengths == [0] * (16 + 4) + [16] * 8
     # All else that a step needs is less than the keys of one layer, and so would be its first copy.
     assert mx.get_peak_memory() - before < 2 * config.n_layers * block + block

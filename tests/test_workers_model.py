@@ -47,7 +47,7 @@ def test_the_rotation_of_a_prompt_equals_that_of_decode_steps_where_the_axes_agr
     positions = np.tile(np.arange(700, 705, dtype=np.int32), (3, 1))
 
     of_prompt = make_prompt_rotation(config, positions)(x)
-    of_step = make_step_rotation(config, 700)(x)
+    of_step = make_step_rotation(config, mx.array([700, 700]))(x)
 
     # float32 angles near 700 are exact to 6e-5; the prompt's are computed in float64.
     np.testing.assert_allclose(np.array(of_prompt), np.array(of_step), atol=3e-4)
@@ -89,11 +89,27 @@ def test_a_prompt_in_two_chunks_equals_the_prompt_in_one_piece() -> None:
     both = slice(0, 2)
 
     expected = model(embedded, make_prompt_rotation(model.config, ids), whole.window(both, 0))
-    model(embedded[:, :cut], make_prompt_rotation(model.config, ids[:, :cut]), parts.window(both, 0))
+    model.remember(embedded[:, :cut], make_prompt_rotation(model.config, ids[:, :cut]), parts.window(both, 0))
     rest = model(embedded[:, cut:], make_prompt_rotation(model.config, ids[:, cut:]), parts.window(both, cut))
 
     # the same float32 products in blocks of another size
     np.testing.assert_allclose(np.array(rest), np.array(expected[:, cut:]), atol=1e-4)
+
+
+def test_a_prefill_gives_the_last_position_and_all_keys_and_values_without_the_rest_of_the_last_layer() -> None:
+    engine, prompt = make_engine(), reference_prompt(1)
+    model, tokens = engine.model, len(prompt.token_ids)
+    rotate = make_prompt_rotation(model.config, position_ids(tokens, prompt.spans, GRID))
+    embedded = prompt_embeddings(engine, prompt, PAIRS[:2])
+    whole, ends = (KVCache(model.config, 2, tokens, model.dtype) for _ in range(2))
+    expected = model(embedded, rotate, whole.window(slice(0, 2), 0))[:, -1]
+
+    hidden = model.prefill(embedded, rotate, ends.window(slice(0, 2), 0))
+
+    # the same float32 products, the last layer's for one position at a time
+    np.testing.assert_allclose(np.array(hidden), np.array(expected), atol=1e-4)
+    np.testing.assert_array_equal(np.array(ends.keys[-1]), np.array(whole.keys[-1]))
+    np.testing.assert_array_equal(np.array(ends.values[-1]), np.array(whole.values[-1]))
 
 
 def test_rows_of_a_cache_are_filled_apart() -> None:
@@ -125,3 +141,18 @@ def test_greedy_tokens_and_finish_reasons_equal_those_of_transformers_in_one_bat
     generated = generate(make_engine(), reference_prompt(case), make_rows(), GREEDY)
 
     assert generated == expected_rows(case)
+
+
+def test_a_row_of_a_cache_begins_with_a_prefix_and_moves_as_a_whole() -> None:
+    config = make_engine().model.config
+    cache, prefix = KVCache(config, 3, 4, mx.float32), KVCache(config, 1, 2, mx.float32)
+    prefix.window(slice(0, 1), 0).update(1, mx.ones((1, config.n_kv_heads, 2, config.head_dim)),
+                                         mx.full((1, config.n_kv_heads, 2, config.head_dim), 2))
+
+    cache.begin_with(prefix, 2)
+    cache.move(2, 0)
+
+    expected = np.zeros((3, 4))
+    expected[[0, 2], :2] = 1
+    np.testing.assert_array_equal(np.array(cache.keys[1])[:, 0, :, 0], expected)
+    np.testing.assert_array_equal(np.array(cache.values[1])[:, 0, :, 0], 2 * expected)

@@ -4,7 +4,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from reference import PAIRS, make_engine, make_rows, reference_prompt
+from reference import LIMITS, PAIRS, make_engine, make_rows, reference_prompt
 
 from store.records import Sampling
 from workers.model.text import TextModel
@@ -38,14 +38,14 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("sampling", [BY_CANDIDATES, BY_BISECTION], ids=["candidates", "bisection"])
 def test_logits_are_computed_for_the_last_position_only(sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, shapes, logits = make_engine(prefill_rows=3), [], TextModel.logits
+    engine, shapes, logits = make_engine(), [], TextModel.logits
 
     def watched(model: TextModel, hidden: mx.array) -> mx.array:
         shapes.append(hidden.shape)
         return logits(model, hidden)
 
     monkeypatch.setattr(TextModel, "logits", watched)
-    steps = [step for step in engine.generate(reference_prompt(0), make_rows(), sampling) if step]
+    steps = [step for step in engine.generate(reference_prompt(0), make_rows(), sampling, LIMITS) if step]
 
     assert len(steps) == 3
     assert shapes == [(len(PAIRS), engine.model.config.hidden_size)] * 3
@@ -55,7 +55,7 @@ def test_logits_are_computed_for_the_last_position_only(sampling: Sampling, monk
 def test_no_decode_step_sorts_as_many_values_as_the_vocabulary_has(sampling: Sampling, widths: list[int]) -> None:
     engine = make_engine()
 
-    list(engine.generate(reference_prompt(0), make_rows(), sampling))
+    list(engine.generate(reference_prompt(0), make_rows(), sampling, LIMITS))
 
     assert max(widths, default=0) < engine.model.config.vocab_size
     assert (len(widths) > 0) == (sampling is BY_CANDIDATES)      # the watch does see what is sorted

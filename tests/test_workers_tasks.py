@@ -16,11 +16,12 @@ from store.jobs import JobCounts, job_counts, release_job, retry_failed, start_j
 from store.records import Comparison, Pair, Run, Sampling
 from store.results import read_result
 from store.runs import cancel_run, find_run, lift_cancel
-from workers import tasks
+from workers import attempt, tasks
+from workers.attempt import Workplace
 from workers.report import Reporter
 from workers.session import Session
 from workers.stop import Cancelled, Stop, Stopped
-from workers.tasks import Workplace, compare_job, give_up_job
+from workers.tasks import compare_job, give_up_job
 
 SAMPLING = Sampling(max_tokens=24, do_sample=False)
 
@@ -92,7 +93,6 @@ def test_a_pair_whose_embedding_went_bad_fails_alone_with_its_reason(database: D
     assert [row[0] for row in failed] == [4, 5, 6]      # the pairs with image 3
     assert all(text == "" and "003.png" in str(error) for _, text, error in failed)
     assert rows("select done, failed, state from run_summary") == [(5, 3, "done")]
-    assert rows("select distinct batch_size from results") == [(5,)]      # the rows of the forward passes
 
 
 class Hears(Reporter):
@@ -186,10 +186,47 @@ def test_a_first_signal_lets_the_slice_finish(database: Database) -> None:
     assert find_run(database, run.id).done == 8
 
 
+def test_a_job_larger_than_memory_allows_runs_in_slices(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = record_run(database, plan())
+    compare_job(workplace(database), run.id, 0)
+    whole = rows("select position, text, token_ids from results order by position")
+    again = record_run(database, plan())
+    place = workplace(database)
+    hold(place, again, monkeypatch, rows=3)
+
+    compare_job(place, again.id, 0)
+
+    assert rows(f"select position, text, token_ids from results where run_id = '{again.id}' order by position") == whole
+    assert rows(f"select distinct batch_size from results where run_id = '{again.id}'") == [(3,)]
+
+
+def test_a_first_signal_lets_the_slice_finish_and_begins_no_more_rows(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Stop()
+    stop.request()
+    run = record_run(database, plan())
+    place = workplace(database, stop)
+    hold(place, run, monkeypatch, rows=3)
+
+    with pytest.raises(Stopped):
+        compare_job(place, run.id, 0)
+
+    assert find_run(database, run.id).done == 3
+    assert rows("select started_at, finished_at from jobs") == [(None, None)]
+
+
+def hold(place: Workplace, run: Run, monkeypatch: pytest.MonkeyPatch, *, rows: int) -> None:
+    """Let a run's slices have so many rows only."""
+    loaded = place.session.prepare(run)
+    smaller = replace(loaded, plan=replace(loaded.plan, fitting=rows))
+    monkeypatch.setattr(place.session, "prepare", lambda run: smaller)
+
+
 def test_finished_rows_are_recorded_while_others_go_on(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "RECORD_EVERY", 0.0)
+    monkeypatch.setattr(attempt, "RECORD_EVERY", 0.0)
     seen: list[int] = []
 
     class Looks(Reporter):

@@ -1,5 +1,6 @@
 """What this machine has for a run, and what to mend. It starts no server and changes nothing."""
 
+import math
 import platform
 import sqlite3
 import subprocess
@@ -8,20 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.environment import chip, mask_passwords, package_version
+from jobs.memory import Decoder, Demand, Needs, describe_plan, plan_memory, share_out
+from jobs.prompt import build_prompt
 from jobs.queue import connect
 from jobs.server import find_binary, running_server
-from store.checkpoint import Checkpoint, open_checkpoint
+from jobs.sizes import format_size
+from jobs.tokenizer import load_tokenizer
+from store.checkpoint import Checkpoint, TextConfig, open_checkpoint
 from store.database import database_exists, open_database
 from store.embeddings import open_embeddings
-from store.errors import DiptychError, WeightsError
+from store.errors import DiptychError, EmbeddingsError, WeightsError
 from store.fingerprint import full_hash
+from store.records import Sampling
 from store.runs import list_runs
+from store.weights import text_tensors
 from workers.device import device_name, memory_limit
 
 GB = 1e9
-TEXT_PARAMETERS = 9.40e9           # of GLM-4.6V-Flash's text decoder; the vision tower is not needed to generate
 BITS = {"bf16": 16.0, "8-bit": 8.5, "4-bit": 4.5}      # a weight, scales and biases of groups of 64 included
-WORKING_GB = 4.0                   # KV cache of 64 rows of 645 tokens at 40,960 bytes each (1.7), the rest activations
+FLASH = TextConfig(                # GLM-4.6V-Flash's config.json
+    hidden_size=4096, intermediate_size=13696, n_layers=40, n_heads=32, n_kv_heads=2, head_dim=128, vocab_size=151552,
+    rms_norm_eps=1e-5, rope_theta=500000.0, rotary_dims=64, mrope_section=(8, 12, 12), tie_word_embeddings=False,
+    max_positions=131072,
+)
+FLASH_DEMAND = Demand(prompt_tokens=545, prefix_tokens=261, sampling=Sampling())      # of its template, 256 an image
 WAL_RESET_BUG = ((3, 7, 0), (3, 51, 2))      # SQLite versions, both included
 
 
@@ -42,12 +53,16 @@ class Patient:
     redis: str | None
     weights: Path
     embeds: Path
+    prompt: str          # of the run that memory is planned for
+    batch_size: int      # of its jobs
 
 
 def examine(patient: Patient, *, verify: bool) -> Iterator[Finding]:
     """Yield what was found, one topic after the other; with `verify` every byte of weights and embeddings is read."""
     yield from (_program(), _machine(), _device(), _sqlite())
-    for topic, look in (("database", _database), ("queue", _queue), ("weights", _weights), ("embeddings", _embeddings)):
+    looks = (("database", _database), ("queue", _queue), ("weights", _weights), ("embeddings", _embeddings),
+             ("memory plan", _memory_plan))
+    for topic, look in looks:
         yield _guarded(topic, look, patient)
     yield _fitting(memory_limit())
     if verify:
@@ -80,7 +95,7 @@ def _on_apple_silicon() -> bool:
 
 
 def _device() -> Finding:
-    return Finding("device", f"{device_name()}, {memory_limit() / GB:.1f} GB for a model")
+    return Finding("device", f"{device_name()}, {format_size(memory_limit())} for a model")
 
 
 def _sqlite() -> Finding:
@@ -124,10 +139,7 @@ def _weights(patient: Patient) -> Finding:
     size = sum(file.stat().st_size for file in checkpoint.files)
     quantization = checkpoint.quantization
     bits = f"{quantization['bits']}-bit" if quantization else "/".join(sorted(_dtypes(checkpoint)))
-    found = f"{patient.weights}: {checkpoint.model_type}, {bits}, {size / GB:.2f} GB"
-    too_big = size > memory_limit()
-    mend = f"larger than the {memory_limit() / GB:.1f} GB a model may use here: take a smaller quantization"
-    return Finding("weights", found, mend if too_big else None)
+    return Finding("weights", f"{patient.weights}: {checkpoint.model_type}, {bits}, {size / GB:.2f} GB")
 
 
 def _dtypes(checkpoint: Checkpoint) -> set[str]:
@@ -145,13 +157,43 @@ def _embeddings(patient: Patient) -> Finding:
     return Finding("embeddings", f"{patient.embeds}: {n:,} images of {tokens} x {hidden}")
 
 
+def _memory_plan(patient: Patient) -> Finding:
+    """Plan a run with these weights and embeddings, and the defaults of all else."""
+    try:
+        checkpoint = open_checkpoint(patient.weights)
+    except WeightsError:
+        return Finding("memory plan", "none without usable weights")
+    grid, images = _images(patient, checkpoint)
+    prompt = build_prompt(checkpoint, load_tokenizer(checkpoint), patient.prompt, thinking=False, grid=grid)
+    sampling = Sampling()
+    plan = plan_memory(checkpoint, prompt, sampling, memory_limit(), batch_size=patient.batch_size, images=images)
+    what = f"for {patient.batch_size} pairs a job, the default prompt and answers of {sampling.max_tokens} tokens"
+    return Finding("memory plan", "\n  ".join([what, *describe_plan(plan)]))
+
+
+def _images(patient: Patient, checkpoint: Checkpoint) -> tuple[tuple[int, int], int]:
+    """Return the grid of an image's embeddings and how many images there are; without embeddings, as many as pairs."""
+    try:
+        embeddings = open_embeddings(patient.embeds, hidden=checkpoint.text.hidden_size)
+    except EmbeddingsError:
+        side = checkpoint.image.side // checkpoint.image.unit
+        return (side, side), patient.batch_size
+    return embeddings.grid, len(embeddings.filenames)
+
+
 def _fitting(limit: int) -> Finding:
-    """Say which quantization of GLM-4.6V-Flash fits: weights of the text decoder, and WORKING_GB to work in."""
-    sizes = {name: TEXT_PARAMETERS * bits / 8 / GB + WORKING_GB for name, bits in BITS.items()}
-    fits = [name for name, size in sizes.items() if size <= limit / GB]
-    needs = ", ".join(f"{name} {size:.0f} GB" for name, size in sizes.items())
-    best = f"{fits[0]} fits" if fits else "none fits; with a small --batch-size 4-bit may"
-    return Finding("GLM-4.6V-Flash", f"{best} in {limit / GB:.1f} GB (needs about: {needs})")
+    """Say which quantization of GLM-4.6V-Flash fits, and how many pairs side by side."""
+    parameters = sum(math.prod(shape) for shape in text_tensors(FLASH).values())
+    needs = {name: Needs(Decoder(FLASH, int(parameters * bits / 8), item=2), FLASH_DEMAND)
+             for name, bits in BITS.items()}
+    fits = ", ".join(f"{name} {_fit(needed, limit)}" for name, needed in needs.items())
+    return Finding("GLM-4.6V-Flash", f"in {format_size(limit)}: {fits}")
+
+
+def _fit(needs: Needs, limit: int) -> str:
+    if needs.least_limit > limit:
+        return f"needs {format_size(needs.least_limit, up=True)}"
+    return f"{share_out(needs, limit).rows:,} pairs side by side"
 
 
 def _verify(patient: Patient) -> Iterator[Finding]:

@@ -12,11 +12,12 @@ from store.errors import DiptychError, RunError
 from store.jobs import unfinished_jobs
 from store.records import Run
 from store.runs import find_run, list_runs
+from workers.attempt import Workplace
 from workers.device import device_name
 from workers.report import Reporter
 from workers.session import Session
 from workers.stop import Stop
-from workers.tasks import Workplace, compare_job, give_up_job
+from workers.tasks import compare_job, give_up_job
 from workers.worker import Work, work
 
 
@@ -27,11 +28,13 @@ class Options:
     burst: bool
     weights: Path | None = None      # instead of where runs recorded them
     embeds: Path | None = None
+    memory_limit: int | None = None      # bytes; None: what is sensible on this device
 
 
 def run_worker(database: Database, queue: JobQueue, options: Options, stop: Stop, reporter: Reporter) -> Work:
     """Take jobs off the queue until it is empty (burst) or `stop` is requested; say what became of them."""
-    session = Session(database, weights=options.weights, embeds=options.embeds, reporter=reporter)
+    session = Session(database, weights=options.weights, embeds=options.embeds, memory_limit=options.memory_limit,
+                      reporter=reporter)
     name = f"{socket.gethostname().split('.')[0]}-{secrets.token_hex(4)}"
     place = Workplace(database, session, stop, reporter, worker=name, device=device_name())
     return work(

@@ -1,14 +1,17 @@
 """One model in memory, and beside it what the run in hand needs: embeddings, prompt, tokenizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.inputs import Inputs, Settings, open_inputs
+from jobs.limits import Limits
+from jobs.memory import MemoryPlan, plan_memory
 from store.cache import DatabaseCache
 from store.database import Database
 from store.errors import DiptychError, EmbeddingsError, WeightsError
 from store.fingerprint import fingerprint
 from store.records import Run
+from workers import device
 from workers.engine import Engine
 from workers.model.load import load_text_model
 from workers.report import Reporter
@@ -20,6 +23,11 @@ class Loaded:
 
     inputs: Inputs
     engine: Engine
+    plan: MemoryPlan
+
+    def limits(self, pairs: int) -> Limits:
+        """Return what the engine may hold for so many pairs."""
+        return replace(self.plan.limits, rows=min(self.plan.rows, pairs))
 
 
 class Session:
@@ -28,19 +36,27 @@ class Session:
     `weights` and `embeds` override where runs recorded them; the fingerprints must be those of the run all the same.
     """
 
-    def __init__(self, database: Database, *, weights: Path | None, embeds: Path | None, reporter: Reporter) -> None:
+    def __init__(
+        self, database: Database, *, weights: Path | None, embeds: Path | None, reporter: Reporter,
+        memory_limit: int | None = None,
+    ) -> None:
+        """Hold MLX to `memory_limit` bytes, or to what the device has; raise SettingsError where it has less."""
         self._database = database
         self._weights, self._embeds = weights, embeds
         self._reporter = reporter
+        self._limit = device.memory_limit(memory_limit)
+        device.apply_limit(self._limit)
         self._run_id: str | None = None
         self._model: str | None = None           # fingerprint of the checkpoint that the engine came from
         self._inputs: Inputs | None = None
+        self._plan: MemoryPlan | None = None
         self._engine: Engine | None = None
 
     def prepare(self, run: Run) -> Loaded:
         """Load what this run needs, unless it is here; raise DiptychError where the files are no longer the run's."""
-        if self._inputs is None or self._run_id != run.id:
-            self._inputs, self._run_id = open_inputs(self._settings(run)), run.id
+        if self._inputs is None or self._plan is None or self._run_id != run.id:
+            self._inputs = open_inputs(self._settings(run))
+            self._plan, self._run_id = self._make_plan(run, self._inputs), run.id
         self._check_unchanged(run, self._inputs)
         if self._engine is None or self._model != run.model_fingerprint:
             self._engine = None      # before the next one is loaded: two do not fit
@@ -48,7 +64,13 @@ class Session:
             checkpoint = self._inputs.checkpoint
             self._engine = Engine(load_text_model(checkpoint), checkpoint.eos_token_ids)
             self._model = run.model_fingerprint
-        return Loaded(self._inputs, self._engine)
+        return Loaded(self._inputs, self._engine, self._plan)
+
+    def _make_plan(self, run: Run, inputs: Inputs) -> MemoryPlan:
+        plan = plan_memory(inputs.checkpoint, inputs.prompt, run.sampling, self._limit, batch_size=run.batch_size,
+                           images=len(inputs.embeddings.filenames))
+        self._reporter.planned(run, plan)
+        return plan
 
     def _settings(self, run: Run) -> Settings:
         return Settings(

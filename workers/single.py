@@ -5,15 +5,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from jobs.inputs import Inputs, Settings, open_inputs
+from jobs.memory import MemoryPlan, plan_memory
 from store.database import Database
 from store.embeddings import Embeddings
 from store.errors import RunError, SettingsError
 from store.jobs import read_pairs
 from store.records import Comparison, Pair, Run
 from store.results import read_result
-from workers.engine import Engine, Row
+from workers import device
+from workers.engine import Engine
 from workers.model.load import load_text_model
+from workers.reading import in_order, read_row
 from workers.report import Reporter
+from workers.rows import Image, Row
 from workers.session import Session
 
 
@@ -39,13 +43,19 @@ class OnePair:
     def stream(self) -> Iterator[str]:
         """Yield the text piece by piece, as far as it is certain."""
         inputs, pair = self._inputs, self.pair
-        row = Row(0, inputs.embeddings.read(pair.idx_a), inputs.embeddings.read(pair.idx_b), self.seed)
+        a, b = (Image(index, inputs.embeddings.read(index)) for index in (pair.idx_a, pair.idx_b))
+        limits = self._plan().limits
         engine = Engine(load_text_model(inputs.checkpoint), inputs.checkpoint.eos_token_ids)
         text = inputs.tokenizer.stream(opened_thinking=inputs.prompt.opened_thinking)
-        for step in engine.generate(inputs.prompt, [row], self._settings.sampling):
+        for step in engine.generate(inputs.prompt, [Row(0, a, b, self.seed)], self._settings.sampling, limits):
             for token in step:
                 yield text.add(token.id)
         yield text.end()
+
+    def _plan(self) -> MemoryPlan:
+        limit = device.memory_limit()
+        device.apply_limit(limit)
+        return plan_memory(self._inputs.checkpoint, self._inputs.prompt, self._settings.sampling, limit, batch_size=1)
 
 
 def choose_pair(embeddings: Embeddings, idx_a: int | None, idx_b: int | None, seed: int) -> Chosen:
@@ -106,12 +116,12 @@ def _recorded(database: Database, run: Run, position: int) -> Comparison:
 
 def _replay(session: Session, run: Run, recorded: Comparison, pairs: Sequence[Pair]) -> Replay:
     loaded = session.prepare(run)
-    read = loaded.inputs.embeddings.read
-    rows = [Row(pair.position, read(pair.idx_a), read(pair.idx_b), pair.seed) for pair in pairs]
-    steps = loaded.engine.generate(loaded.inputs.prompt, rows, run.sampling)
+    rows = [read_row(run, loaded.inputs, pair) for pair in in_order(pairs, loaded.inputs)]
+    limits = loaded.limits(len(rows))
+    steps = loaded.engine.generate(loaded.inputs.prompt, rows, run.sampling, limits)
     tokens = tuple(token.id for step in steps for token in step if token.key == recorded.position)
     answer = loaded.inputs.tokenizer.split(tokens, opened_thinking=loaded.inputs.prompt.opened_thinking)
-    return Replay(recorded.token_ids, tokens, recorded.text, answer.text, len(rows))
+    return Replay(recorded.token_ids, tokens, recorded.text, answer.text, limits.rows)
 
 
 def replay_run(database: Database, run: Run, position: int) -> Replay:

@@ -4,44 +4,28 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
 
 from store.clock import now
 from store.database import Database
-from store.errors import EmbeddingsError
 from store.jobs import done_positions, end_job, finish_job, open_positions, read_pairs, release_job, start_job
-from store.records import Comparison, FinishReason, Pair, Run
+from store.records import Comparison, Run
 from store.results import record_results
 from store.runs import find_run, is_cancelled
-from workers.engine import Row
-from workers.report import Reporter
-from workers.session import Loaded, Session
+from workers.attempt import Attempt, Workplace
 from workers.stop import Cancelled, Stop, Stopped
 
 logger = logging.getLogger("diptych.worker")
 
-RECORD_EVERY = 30.0      # seconds; rows that have finished wait no longer than this for the rest of their slice
 CANCEL_EVERY = 1.0       # seconds between two looks whether the run was cancelled
-
-
-@dataclass(frozen=True, slots=True)
-class Workplace:
-    """What stays the same from job to job."""
-
-    database: Database
-    session: Session
-    stop: Stop
-    reporter: Reporter
-    worker: str       # the worker's name, as results record it
-    device: str
 
 
 def compare_job(place: Workplace, run_id: str, job: int) -> None:
     """Compute the pairs of a job and record their results.
 
     A job that is all done is left alone. A partly done one is computed whole again in its old composition; rows already
-    there stay. Raises Stopped at a second signal, and Cancelled for a cancelled run: what had finished is recorded.
+    there stay. Raises Stopped where a signal leaves pairs undone, and Cancelled for a cancelled run: what had finished
+    is recorded.
     """
     run, pairs = find_run(place.database, run_id), read_pairs(place.database, run_id, job)
     final = done_positions(place.database, run_id, job)
@@ -56,7 +40,7 @@ def compare_job(place: Workplace, run_id: str, job: int) -> None:
     place.reporter.started(run, job, len(pairs))
     began = time.monotonic()
     try:
-        completed = _compute(Slice(place, run, loaded, pairs, attempt, final))
+        completed = _compute(Attempt(place, run, loaded, pairs, attempt, final), place.stop)
     except BaseException:
         release_job(place.database, run_id, job)
         raise
@@ -103,20 +87,24 @@ def _finish(place: Workplace, run: Run, job: int, pairs: int, seconds: float) ->
                                   "comparisons_per_minute": round(per_minute, 2)}})
 
 
-def _compute(slice_: "Slice") -> bool:
-    """Compute and record one slice; False when the run was cancelled on the way."""
-    place, run, loaded = slice_.place, slice_.run, slice_.loaded
-    cancelled, heed = make_cancel_check(place.database, run.id), make_stop_check(place.stop)
-    with slice_:
-        rows = slice_.read_rows()
-        with closing(loaded.engine.generate(loaded.inputs.prompt, rows, run.sampling)) as steps:
-            for step in steps:
-                for token in step:
-                    slice_.take(token.key, token.id, token.finish_reason)
-                slice_.record_if_due()
-                heed()
-                if cancelled():
-                    return False
+def _compute(attempt: Attempt, stop: Stop) -> bool:
+    """Compute and record the pairs of a job; False when the run was cancelled on the way.
+
+    Raises Stopped at a second signal, and after a first one when the rows in hand have ended and others are left.
+    """
+    run, loaded = attempt.run, attempt.loaded
+    cancelled, heed = make_cancel_check(attempt.place.database, run.id), make_stop_check(stop)
+    with (attempt, closing(attempt.rows(stop)) as rows,
+          closing(loaded.engine.generate(loaded.inputs.prompt, rows, run.sampling, attempt.limits)) as steps):
+        for step in steps:
+            for token in step:
+                attempt.take(token)
+            attempt.record_if_due()
+            heed()
+            if cancelled():
+                return False
+        if attempt.left:
+            raise Stopped
     return True
 
 
@@ -147,74 +135,3 @@ def make_cancel_check(database: Database, run_id: str) -> Callable[[], bool]:
         return is_cancelled(database, run_id)
 
     return cancelled
-
-
-@dataclass
-class Slice:
-    """The rows of one forward pass on their way into the store; leaving it records what has finished."""
-
-    place: Workplace
-    run: Run
-    loaded: Loaded
-    pairs: list[Pair]
-    attempt: int
-    final: set[int]                  # positions that need no result any more; computed with the others all the same
-    started_at: str = field(default_factory=now)
-    tokens: dict[int, list[int]] = field(default_factory=dict)
-    finished: list[Comparison] = field(default_factory=list)
-    recorded: float = field(default_factory=time.monotonic)
-
-    def __enter__(self) -> "Slice":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.record()
-
-    def read_rows(self) -> list[Row]:
-        """Read the embeddings of each pair; a pair whose embeddings cannot be used fails alone."""
-        rows, unreadable = [], []
-        for pair in self.pairs:
-            try:
-                rows.append(self._read(pair))
-            except EmbeddingsError as error:
-                unreadable.append((pair, str(error)))
-        self.tokens = {row.key: [] for row in rows}
-        for pair, reason in unreadable:
-            self._add(pair, error=reason)
-        return rows
-
-    def _read(self, pair: Pair) -> Row:
-        read = self.loaded.inputs.embeddings.read
-        return Row(key=pair.position, image_a=read(pair.idx_a), image_b=read(pair.idx_b), seed=pair.seed)
-
-    def take(self, position: int, token: int, finish_reason: FinishReason | None) -> None:
-        """Take one token of a row; the one with a reason is its last."""
-        self.tokens[position].append(token)
-        if finish_reason is not None:
-            self._add(next(pair for pair in self.pairs if pair.position == position), finish_reason=finish_reason)
-
-    def _add(self, pair: Pair, *, finish_reason: FinishReason | None = None, error: str | None = None) -> None:
-        if pair.position in self.final:
-            return
-        ids, prompt = tuple(self.tokens.get(pair.position, ())), self.loaded.inputs.prompt
-        answer = self.loaded.inputs.tokenizer.split(ids, opened_thinking=prompt.opened_thinking)
-        result = Comparison(
-            position=pair.position, status="failed" if error else "done", text=answer.text, thinking=answer.thinking,
-            finish_reason=finish_reason, token_ids=ids, prompt_tokens=len(prompt.token_ids), seed=pair.seed,
-            batch_size=len(self.tokens), job=pair.job, attempt=self.attempt, worker=self.place.worker,
-            device=self.place.device, started_at=self.started_at, finished_at=now(), error=error,
-        )
-        self.finished.append(result)
-        self.place.reporter.row(self.run, pair, result)
-
-    def record_if_due(self) -> None:
-        """Record what has finished when the last record is RECORD_EVERY ago."""
-        if self.finished and time.monotonic() - self.recorded >= RECORD_EVERY:
-            self.record()
-
-    def record(self) -> None:
-        """Write what has finished to the store, in one transaction."""
-        if self.finished:
-            record_results(self.place.database, self.run.id, self.finished)
-        self.finished, self.recorded = [], time.monotonic()
-

@@ -20,23 +20,28 @@ from PIL import Image
 from properties import MARGINS, NAMES, PROMPT, PROPERTIES, measure, question, read_answer
 from train import WholeSequence
 
+from jobs.limits import Limits
 from jobs.prompt import build_prompt
 from jobs.tokenizer import Tokenizer, load_tokenizer
 from store.checkpoint import Checkpoint, open_checkpoint
 from store.embeddings import open_embeddings
 from store.records import Sampling
-from workers.engine import Engine, Row, embed_prompt
+from workers.engine import Engine
 from workers.images import read_image
 from workers.model.load import load_text_model
 from workers.model.rope import make_prompt_rotation, position_ids
 from workers.model.text import TextModel
 from workers.precompute import precompute
+from workers.prefill import embed_prompt
+from workers.rows import Image as EmbeddedImage
+from workers.rows import Row
 
 HERE = Path(__file__).resolve().parent
 PHOTOGRAPHS = HERE.parent / "photos"
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 UNSEEN_SEED, UNSEEN_PAIRS = 987_654_321, 400      # training never uses this seed
 SLICE = 32      # rows of one forward pass
+LIMITS = Limits(rows=SLICE, chunk_tokens=512, prefix_bytes=2**24)
 
 Pairs = NDArray[np.int64]      # [pairs, 2]
 
@@ -109,10 +114,9 @@ def answer_all(
     prompt = build_prompt(checkpoint, tokenizer, PROMPT, thinking=False, grid=images.grid)
     engine = Engine(model, checkpoint.eos_token_ids)
     written: list[list[int]] = [[] for _ in pairs]
-    for rows in sliced(images, pairs):
-        for step in engine.generate(prompt, rows, Sampling(do_sample=False)):
-            for token in step:
-                written[token.key].append(token.id)
+    for step in engine.generate(prompt, make_rows(images, pairs), Sampling(do_sample=False), LIMITS):
+        for token in step:
+            written[token.key].append(token.id)
     return [tokenizer.split(ids, opened_thinking=prompt.opened_thinking).text for ids in written]
 
 
@@ -125,7 +129,7 @@ def ask_all(
     rotate = make_prompt_rotation(model.config, position_ids(len(prompt.token_ids), prompt.spans, prompt.grid))
 
     def probabilities(ordered: Pairs) -> NDArray[np.float64]:
-        hidden = [model(embed_prompt(model, prompt, rows), rotate, WholeSequence())[:, -1]
+        hidden = [model(embed_prompt(model, prompt, rows, 0, len(prompt.token_ids)), rotate, WholeSequence())[:, -1]
                   for rows in sliced(images, ordered)]
         return np.array(mx.softmax(model.logits(mx.concatenate(hidden)), axis=-1))[:, labels]      # [pairs, 2]
 
@@ -133,9 +137,15 @@ def ask_all(
     return np.where(mean[:, 0] > mean[:, 1], "A", "B")
 
 
+def make_rows(images: Images, pairs: Pairs) -> list[Row]:
+    """Make rows for the engine; a row's key is its place among the pairs."""
+    each = [EmbeddedImage(index, embeddings) for index, embeddings in enumerate(images.embeddings)]
+    return [Row(key, each[a], each[b], seed=0) for key, (a, b) in enumerate(pairs)]
+
+
 def sliced(images: Images, pairs: Pairs) -> Iterator[list[Row]]:
-    """Divide pairs into slices for the engine; a row's key is its place among the pairs."""
-    rows = [Row(key, images.embeddings[a], images.embeddings[b], seed=0) for key, (a, b) in enumerate(pairs)]
+    """Divide the rows of pairs into slices."""
+    rows = make_rows(images, pairs)
     yield from (rows[start : start + SLICE] for start in range(0, len(rows), SLICE))
 
 

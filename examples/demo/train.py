@@ -66,6 +66,8 @@ class Measurer(nn.Module):
 class WholeSequence(Window):
     """A cache that holds nothing: in training all tokens of a row pass at once."""
 
+    mask = None      # causal
+
     def __init__(self) -> None:
         """Hold nothing."""
 

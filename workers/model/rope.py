@@ -32,14 +32,15 @@ def position_ids(token_count: int, spans: Sequence[tuple[int, int]], grid: tuple
 
 
 def make_prompt_rotation(config: TextConfig, ids: NDArray[np.int32]) -> Rotate:
-    """Make the rotation of tokens at positions [3, tokens], the same for all rows."""
+    """Make the rotation of tokens at positions [3, tokens], or of the last of them, the same for all rows."""
     dims = config.rotary_dims
     frequencies = config.rope_theta ** -(np.arange(0, dims, 2) / dims)      # [dims / 2]
     axes = np.repeat(np.arange(3), config.mrope_section)                    # [dims / 2]: which axis turns a frequency
     angles = ids[axes].T * frequencies                                      # [tokens, dims / 2], float64
-    cos, sin = mx.array(np.cos(angles).astype(np.float32)), mx.array(np.sin(angles).astype(np.float32))
+    all_cos, all_sin = mx.array(np.cos(angles).astype(np.float32)), mx.array(np.sin(angles).astype(np.float32))
 
     def rotate(x: mx.array) -> mx.array:
+        cos, sin = all_cos[-x.shape[2]:], all_sin[-x.shape[2]:]
         even, odd = x[..., 0:dims:2], x[..., 1:dims:2]       # pairs (2i, 2i + 1): "traditional", not NeoX
         turned = mx.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)      # float32
         turned = turned.flatten(-2).astype(x.dtype)          # [rows, heads, tokens, dims]
@@ -48,10 +49,11 @@ def make_prompt_rotation(config: TextConfig, ids: NDArray[np.int32]) -> Rotate:
     return rotate
 
 
-def make_step_rotation(config: TextConfig, position: int) -> Rotate:
-    """Make the rotation of tokens from `position` on whose t, h and w are equal: text, and every decode step."""
+def make_step_rotation(config: TextConfig, positions: mx.array) -> Rotate:
+    """Make the rotation of text from each row's position [rows] on; there t, h and w are equal, as at every step."""
 
     def rotate(x: mx.array) -> mx.array:
-        return mx.fast.rope(x, config.rotary_dims, traditional=True, base=config.rope_theta, scale=1.0, offset=position)
+        return mx.fast.rope(
+            x, config.rotary_dims, traditional=True, base=config.rope_theta, scale=1.0, offset=positions)
 
     return rotate

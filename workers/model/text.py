@@ -1,5 +1,8 @@
 """The text decoder of GLM-4.6V: hidden states in, hidden states out. It knows no images, no sampling and no prompt."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import mlx.core as mx
 from mlx import nn
 
@@ -21,19 +24,29 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=True)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
 
-    def __call__(self, x: mx.array, rotate: Rotate, cache: Window, layer: int) -> mx.array:
-        """Attend from x [rows, tokens, hidden] to everything in the cache and to x itself."""
-        queries = rotate(self._heads(self.q_proj(x)))        # [rows, n_heads, tokens, head_dim]
-        keys = rotate(self._heads(self.k_proj(x)))           # [rows, n_kv_heads, tokens, head_dim]
-        values = self._heads(self.v_proj(x))
-        keys, values = cache.update(layer, keys, values)     # [rows, n_kv_heads, offset + tokens, head_dim]
+    def __call__(self, x: mx.array, rotate: Rotate, cache: Window, layer: int, *, last: bool = False) -> mx.array:
+        """Attend from x [rows, tokens, hidden], or from its last position, to everything in the cache and to x."""
+        keys, values = self.remember(x, rotate, cache, layer)
+        queries = rotate(self._heads(self.q_proj(x[:, -1:] if last else x)))      # [rows, n_heads, tokens, head_dim]
+        causal = "causal" if queries.shape[2] > 1 else None
         attended = mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=self.head_dim**-0.5, mask="causal" if x.shape[1] > 1 else None
+            queries, keys, values, scale=self.head_dim**-0.5, mask=causal if cache.mask is None else cache.mask
         )
-        return self.o_proj(attended.swapaxes(1, 2).flatten(-2))      # [rows, tokens, hidden]
+        return self.o_proj(attended.swapaxes(1, 2).flatten(-2))      # [rows, tokens or 1, hidden]
+
+    def remember(self, x: mx.array, rotate: Rotate, cache: Window, layer: int) -> tuple[mx.array, mx.array]:
+        """Write the keys and values of x into the cache; return all [rows, n_kv_heads, end, head_dim] each."""
+        return cache.update(layer, rotate(self._heads(self.k_proj(x))), self._heads(self.v_proj(x)))
 
     def _heads(self, x: mx.array) -> mx.array:
         return mx.unflatten(x, -1, (-1, self.head_dim)).swapaxes(1, 2)
+
+
+@partial(mx.compile, shapeless=True)
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """Return SiLU(gate) * up, in float32 inside: one kernel, and on a CPU a third less than by way of a sigmoid."""
+    wide = gate.astype(mx.float32)
+    return (wide / (1 + mx.exp(-wide))).astype(gate.dtype) * up
 
 
 class MLP(nn.Module):
@@ -48,7 +61,7 @@ class MLP(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Transform x [rows, tokens, hidden]."""
         gate, up = self.gate_up_proj(x).split(2, axis=-1)    # [rows, tokens, intermediate] each
-        return self.down_proj(nn.silu(gate) * up)
+        return self.down_proj(swiglu(gate, up))
 
 
 class Layer(nn.Module):
@@ -64,11 +77,16 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_mlp_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, rotate: Rotate, cache: Window, layer: int) -> mx.array:
-        """Transform x [rows, tokens, hidden]."""
-        x = x + self.post_self_attn_layernorm(self.self_attn(self.input_layernorm(x), rotate, cache, layer))
+    def __call__(self, x: mx.array, rotate: Rotate, cache: Window, layer: int, *, last: bool = False) -> mx.array:
+        """Transform x [rows, tokens, hidden], or its last position only; all of it goes into the cache."""
+        attended = self.self_attn(self.input_layernorm(x), rotate, cache, layer, last=last)
+        x = (x[:, -1:] if last else x) + self.post_self_attn_layernorm(attended)
         out: mx.array = x + self.post_mlp_layernorm(self.mlp(self.post_attention_layernorm(x)))
         return out
+
+    def remember(self, x: mx.array, rotate: Rotate, cache: Window, layer: int) -> None:
+        """Write the keys and values of x [rows, tokens, hidden] into the cache, and compute nothing else."""
+        self.self_attn.remember(self.input_layernorm(x), rotate, cache, layer)
 
 
 class TextModel(nn.Module):
@@ -97,7 +115,24 @@ class TextModel(nn.Module):
 
     def __call__(self, hidden: mx.array, rotate: Rotate, cache: Window) -> mx.array:
         """Run embedded tokens [rows, tokens, hidden] through all layers, behind what the cache holds."""
-        for index, layer in enumerate(self.layers):
+        return self._run(self.layers, hidden, rotate, cache)
+
+    def prefill(self, hidden: mx.array, rotate: Rotate, cache: Window) -> mx.array:
+        """Run the end of prompts [rows, tokens, hidden] into the cache; return their last positions [rows, hidden].
+
+        Of what the last layer makes of a prompt, only the last position is read; the others end as keys and values.
+        """
+        hidden = self._run(self.layers[:-1], hidden, rotate, cache)
+        ends: mx.array = self.layers[-1](hidden, rotate, cache, len(self.layers) - 1, last=True)
+        return ends[:, 0]
+
+    def remember(self, hidden: mx.array, rotate: Rotate, cache: Window) -> None:
+        """Run a part of prompts [rows, tokens, hidden] that others follow into the cache."""
+        hidden = self._run(self.layers[:-1], hidden, rotate, cache)
+        self.layers[-1].remember(hidden, rotate, cache, len(self.layers) - 1)
+
+    def _run(self, layers: Sequence[Layer], hidden: mx.array, rotate: Rotate, cache: Window) -> mx.array:
+        for index, layer in enumerate(layers):
             hidden = layer(hidden, rotate, cache, index)
         return hidden
 
