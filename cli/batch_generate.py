@@ -10,6 +10,7 @@ from cli.options import Globals, batch_size_option, generation_options, pass_glo
 
 if TYPE_CHECKING:
     from jobs.inputs import Settings
+    from store.records import PairOrder
 
 
 def make_command(*, print_texts: bool) -> click.Command:
@@ -21,8 +22,8 @@ def make_command(*, print_texts: bool) -> click.Command:
     @generation_options
     @pass_globals
     def command(
-        values: Globals, pairs: Path | None, random: int | None, name: str | None, seed: int | None, batch_size: int,
-        settings: "Settings",
+        values: Globals, pairs: Path | None, random: int | None, name: str | None, order: "PairOrder",
+        seed: int | None, batch_size: int, settings: "Settings",
     ) -> int:
         """Compare PAIRS in one command: enqueue them, work the queue off, say where the results are.
 
@@ -35,7 +36,7 @@ def make_command(*, print_texts: bool) -> click.Command:
         from cli.work import batch_generate
 
         drawn = random or (None if pairs else batch_size)
-        plan = make_plan(pairs, drawn, name, seed, batch_size, settings)
+        plan = make_plan(pairs, drawn, name, order, seed, batch_size, settings)
         return batch_generate(values, plan, print_texts=print_texts)
 
     return command

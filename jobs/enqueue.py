@@ -7,14 +7,14 @@ from pathlib import Path
 from jobs.environment import environment, mask_argv
 from jobs.inputs import Inputs, Settings, open_inputs
 from jobs.pairs import draw_pairs, read_pairs_file
-from jobs.plan import plan_jobs
+from jobs.plan import first_images, plan_jobs
 from jobs.queue import JobQueue, Ticket
 from jobs.seeds import row_seed
 from store.cache import DatabaseCache
 from store.database import Database
 from store.errors import SettingsError
 from store.fingerprint import fingerprint
-from store.records import NewRun, Pair, Run
+from store.records import NewRun, Pair, PairOrder, Run
 from store.runs import create_run
 
 
@@ -29,6 +29,7 @@ class Request:
     batch_size: int
     name: str | None
     argv: tuple[str, ...]
+    order: PairOrder = "grouped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ def plan_run(request: Request) -> Plan:
     inputs = open_inputs(request.settings)
     pairs, sha256 = _pairs(request, len(inputs.embeddings.filenames))
     inputs.embeddings.check_finite({index for pair in pairs for index in pair})
-    return Plan(request, inputs, pairs, sha256, plan_jobs(pairs, request.batch_size))
+    first = first_images(pairs, inputs.prompt.images[0])
+    return Plan(request, inputs, pairs, sha256, plan_jobs(first, request.batch_size, request.order))
 
 
 def _pairs(request: Request, n_images: int) -> tuple[list[tuple[int, int]], str | None]:
@@ -104,4 +106,5 @@ def _new_run(plan: Plan, cache: DatabaseCache) -> NewRun:
         version=facts.pop("diptych"),
         environment=facts,
         argv=mask_argv(request.argv),
+        pair_order=request.order,
     )

@@ -36,7 +36,8 @@ CHUNK_SHARE = 4            # and 1 / CHUNK_SHARE to a longer prefill chunk; the 
 # A stop is heard between two chunks. 5 s at 2 TFLOP/s; the slowest of these Macs, an M1, has a peak of 2.6.
 # A fixed number and not a measured one: the same chunks each time give the same bits.
 CHUNK_FLOPS = 10e12
-CHUNK_TOKENS = 256, 2048   # the least and the most by that; beyond, products gain nothing
+CHUNK_TOKENS = 256, 640    # the least and the most by that; beyond, products gain little, and on a CPU a layer's
+                           # activations outgrow its caches: 2,048 took 1.3 times as long there (middle checkpoint)
 LEAST_CHUNK = 64           # tokens, where memory is short: fewer, and the weights are read for little work
 
 LARGEST_ARRAY = 2**31 - 1  # values: many kernels count them in 32 bits

@@ -26,6 +26,7 @@ _TABLES_1 = (
         prompt TEXT NOT NULL, thinking {integer} NOT NULL, do_sample {integer} NOT NULL, temperature {real} NOT NULL,
         top_k {integer} NOT NULL, top_p {real} NOT NULL, repetition_penalty {real} NOT NULL,
         max_tokens {integer} NOT NULL, seed {integer} NOT NULL, batch_size {integer} NOT NULL,
+        pair_order TEXT NOT NULL CHECK (pair_order IN ('grouped', 'file')),
         pairs_file TEXT, pairs_sha256 TEXT, embeddings_dir TEXT NOT NULL, embeddings_fingerprint TEXT NOT NULL,
         weights_dir TEXT NOT NULL, model_fingerprint TEXT NOT NULL,
         version TEXT NOT NULL, environment TEXT NOT NULL, argv TEXT NOT NULL,

@@ -1,6 +1,6 @@
 """What crosses the boundaries between rooms: runs, pairs and results as frozen records. They know no tables."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from store.errors import SettingsError
@@ -8,6 +8,7 @@ from store.errors import SettingsError
 Status = Literal["pending", "done", "failed"]
 State = Literal["queued", "running", "done", "cancelled"]
 FinishReason = Literal["stop", "length"]
+PairOrder = Literal["grouped", "file"]      # in which the pairs of a run are divided into jobs
 
 SEED_LIMIT = 2**53      # seeds are below it: exact in JSON, JavaScript and pandas
 
@@ -68,6 +69,7 @@ class NewRun:
     version: str                     # of diptych
     environment: dict[str, str]      # mlx, Python, OS, chip
     argv: tuple[str, ...]            # passwords masked
+    pair_order: PairOrder = field(default="grouped", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

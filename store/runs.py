@@ -185,7 +185,7 @@ def _run(row: Row[Any]) -> Run:
                         row.max_tokens)
     return Run(
         id=row.id, name=row.name, prompt=row.prompt, thinking=bool(row.thinking), sampling=sampling, seed=row.seed,
-        batch_size=row.batch_size, pairs_file=row.pairs_file, pairs_sha256=row.pairs_sha256,
+        batch_size=row.batch_size, pair_order=row.pair_order, pairs_file=row.pairs_file, pairs_sha256=row.pairs_sha256,
         embeddings_dir=row.embeddings_dir, embeddings_fingerprint=row.embeddings_fingerprint,
         weights_dir=row.weights_dir, model_fingerprint=row.model_fingerprint, version=row.version,
         environment=json.loads(row.environment), argv=tuple(json.loads(row.argv)), created_at=row.created_at,

@@ -56,6 +56,7 @@ runs = Table(
     Column("max_tokens", BigInteger, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("batch_size", BigInteger, nullable=False),
+    Column("pair_order", Text, nullable=False),            # in which pairs were divided into jobs
     Column("pairs_file", Text),
     Column("pairs_sha256", Text),
     Column("embeddings_dir", Text, nullable=False),

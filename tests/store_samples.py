@@ -19,7 +19,7 @@ NEW_RUN = NewRun(
     seed=2**53 - 1, batch_size=4, pairs_file="/data/pairs.txt", pairs_sha256="a" * 64,
     embeddings_dir="/data/embeddings", embeddings_fingerprint="e" * 64, weights_dir="/data/weights",
     model_fingerprint="f" * 64, version="0.1.0",
-    environment={"python": "3.11.7", "chip": "Apple M4"}, argv=("diptych", "enqueue", "pairs.txt"),
+    environment={"python": "3.11.7", "chip": "Apple M4"}, argv=("diptych", "enqueue", "pairs.txt"), pair_order="file",
 )
 
 

@@ -99,3 +99,14 @@ def work(workspace: Path, db: str, limit: str) -> list[dict[str, Any]]:
     assert done.returncode == 0, done.stderr
     results = run_diptych("results", "--format", "jsonl", "--db", db, cwd=workspace).stdout
     return [json.loads(line) for line in results.splitlines()]
+
+
+def test_a_dry_run_shows_the_memory_plan_of_this_machine_or_of_another(workspace: Path) -> None:
+    here = run_diptych("enqueue", "pairs.txt", "--dry-run", cwd=workspace)
+    there = run_diptych("enqueue", "pairs.txt", "--dry-run", "--memory-limit", "1.5GB", cwd=workspace)
+
+    assert (here.returncode, there.returncode) == (0, 0)
+    assert "of a limit of 1.5 GB" in there.stdout
+    assert "of a limit of" in here.stdout
+    assert "1.5 GB" not in here.stdout
+    assert not (workspace / "results.db").exists()

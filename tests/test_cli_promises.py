@@ -202,7 +202,7 @@ def test_a_queue_that_had_to_be_set_aside_is_rebuilt_from_the_database(here: Pat
 def test_failed_pairs_stay_until_a_resume_with_retry_failed_puts_them_back_and_a_success_replaces_them(
     queue_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done("enqueue", "pairs.txt", "--max-tokens", 2, "--batch-size", 3)
+    done("enqueue", "pairs.txt", "--max-tokens", 2, "--batch-size", 3, "--order", "file")
     good = spoil_image_3()
     assert run(diptych, ["worker", "--burst"]) == 1
     overwrite(Path("embeddings_512/embeddings.bin"), good)
@@ -211,13 +211,15 @@ def test_failed_pairs_stay_until_a_resume_with_retry_failed_puts_them_back_and_a
     done("resume")
     assert "3 failed; 0 jobs put back" in capsys.readouterr().out
     done("worker", "--burst")
-    assert [position for position, in rows("select position from results where status = 'failed' order by position")] == FAILING
+    failed = rows("select position from results where status = 'failed' order by position")
+    assert [position for position, in failed] == FAILING
 
     done("resume", "--retry-failed")
     assert "3 failed; 2 jobs put back" in capsys.readouterr().out
     done("worker", "--burst")
     assert rows("select done, failed, pending from run_summary") == [(8, 0, 0)]
-    assert [position for position, in rows("select position from results where attempt = 2")] == FAILING
+    again = rows("select position from results where attempt = 2 order by position")
+    assert [position for position, in again] == FAILING
     assert rows("select * from results where attempt = 1 order by position") == first
     assert rows("select count(*) from comparisons where error is not null") == [(0,)]
 
@@ -262,6 +264,51 @@ def test_random_pairs_are_distinct_of_two_images_and_the_same_for_a_seed(queue_u
     assert first == again != other
     assert len(set(first)) == len(first) == 12
     assert all(a != b for a, b in first)
+
+
+@pytest.mark.parametrize(("words", "order", "jobs"), [
+    ((), "grouped", [0, 1, 0, 2, 1, 2, 0, 1]), (("--order", "grouped"), "grouped", [0, 1, 0, 2, 1, 2, 0, 1]),
+    (("--order", "file"), "file", [0, 0, 0, 1, 1, 1, 2, 2]),
+])
+def test_the_order_says_which_pairs_share_a_job(
+    queue_url: str, words: tuple[str, ...], order: str, jobs: list[int]
+) -> None:
+    done("enqueue", "pairs.txt", "--batch-size", 3, *words)
+
+    assert rows("select pair_order from runs") == [(order,)]
+    assert [job for job, in rows("select job from pairs order by position")] == jobs
+    assert rows("select idx_a, idx_b from pairs order by position") == [tuple(pair) for pair in EXPECTED["pairs"]]
+
+
+def test_both_orders_give_the_same_rows_and_batch_generate_knows_them_too(queue_url: str) -> None:
+    for order in ("grouped", "file"):
+        done("batch-generate", "pairs.txt", "--batch-size", 3, "--max-tokens", 4, "--seed", 1, "--order", order)
+
+    grouped, file = (rows("select position, idx_a, idx_b, seed, text, status from comparisons "
+                          f"where run_id = '{run_id}' order by position")
+                     for run_id, in rows("select id from runs order by number"))
+    assert grouped == file
+    assert [order for order, in rows("select pair_order from runs order by number")] == ["grouped", "file"]
+
+
+def test_another_order_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(diptych, ["enqueue", "pairs.txt", "--order", "sorted"]) == 2
+
+    assert "'grouped', 'file'" in capsys.readouterr().err
+    assert not Path("results.db").exists()
+
+
+def test_a_dry_run_says_how_much_of_the_prompts_is_shared_and_writes_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for order in ("grouped", "file"):
+        done("enqueue", "pairs.txt", "--batch-size", 3, "--dry-run", "--order", order)
+        shown.append(capsys.readouterr().out)
+
+    assert "first images: 4, shared by 2.0 pairs each; prompt tokens computed: 0.75 of unshared\n" in shown[0]
+    assert "first images: 4, shared by 2.0 pairs each; prompt tokens computed: 0.88 of unshared\n" in shown[1]
+    assert not Path("results.db").exists()
 
 
 def test_the_prompt_of_a_file_is_asked_and_recorded(queue_url: str) -> None:
