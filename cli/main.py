@@ -12,7 +12,7 @@ from store.errors import DiptychError
 
 COMMANDS = (
     "precompute", "generate", "enqueue", "worker", "batch-generate", "status", "runs", "results", "resume", "replay",
-    "cancel", "doctor", "demo",
+    "cancel", "doctor", "bench", "demo",
 )
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130      # exit statuses; 0 is done
 

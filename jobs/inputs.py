@@ -36,10 +36,16 @@ def open_inputs(settings: Settings) -> Inputs:
     """Check checkpoint, embeddings and prompt together, without MLX; raise what is wrong with the first that is."""
     checkpoint = open_checkpoint(settings.weights_dir)
     embeddings = open_embeddings(settings.embeddings_dir, hidden=checkpoint.text.hidden_size)
-    tokenizer = load_tokenizer(checkpoint)
-    prompt = build_prompt(checkpoint, tokenizer, settings.prompt, thinking=settings.thinking, grid=embeddings.grid)
-    _check_room(checkpoint.text.max_positions, len(prompt.token_ids), settings.sampling.max_tokens)
+    tokenizer, prompt = open_prompt(settings, checkpoint, embeddings.grid)
     return Inputs(checkpoint, embeddings, tokenizer, prompt)
+
+
+def open_prompt(settings: Settings, checkpoint: Checkpoint, grid: tuple[int, int]) -> tuple[Tokenizer, Prompt]:
+    """Build the prompt for images of `grid` merged rows and columns; raise what is wrong with it or its length."""
+    tokenizer = load_tokenizer(checkpoint)
+    prompt = build_prompt(checkpoint, tokenizer, settings.prompt, thinking=settings.thinking, grid=grid)
+    _check_room(checkpoint.text.max_positions, len(prompt.token_ids), settings.sampling.max_tokens)
+    return tokenizer, prompt
 
 
 def _check_room(positions: int, prompt_tokens: int, max_tokens: int) -> None:
