@@ -50,7 +50,8 @@ class TimeLeft(ProgressColumn):
 def make_bar(*, quiet: bool) -> Progress:
     """Make a progress bar on stderr; without a terminal it shows its end only."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeLeft())
-    return Progress(*columns, console=Console(stderr=True), disable=quiet)
+    # Texts on stdout go above the bar where both are on the terminal; into a file or a pipe they go as they are.
+    return Progress(*columns, console=Console(stderr=True), disable=quiet, redirect_stdout=sys.stdout.isatty())
 
 
 class WorkBar(Reporter, AbstractContextManager["WorkBar"]):

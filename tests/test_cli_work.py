@@ -1,10 +1,14 @@
 """What `worker` and `batch-generate` say at their end, and which runs they answer for."""
 
 import json
+import os
+import pty
+import re
 import sqlite3
+import subprocess
 from pathlib import Path
 
-from conftest import run_diptych
+from conftest import DIPTYCH, run_diptych
 from rich.progress import Progress
 
 from cli.progress import rate
@@ -45,11 +49,6 @@ def lose_the_queue(workspace: Path) -> None:
 
 
 def test_the_drop_in_prints_the_texts_of_its_own_run_only(workspace: Path) -> None:
-    import os
-    import subprocess
-
-    from conftest import DIPTYCH
-
     run_diptych("enqueue", "pairs.txt", "--max-tokens", 2, cwd=workspace)
     settings = {"GLM_BATCH_GENERATE": "1", "GLM_BATCH_SIZE": "2", "GLM_MAX_TOKENS": "2"}
 
@@ -57,7 +56,7 @@ def test_the_drop_in_prints_the_texts_of_its_own_run_only(workspace: Path) -> No
                           capture_output=True, text=True, check=False, timeout=120)
 
     assert done.returncode == 0, done.stderr
-    assert [line[:3] for line in done.stdout.splitlines() if line.startswith("[")] == ["[0]", "[1]"]
+    assert places(done.stdout) == [0, 1]
     assert "1 jobs of other runs come first" in done.stderr
 
 
@@ -114,3 +113,22 @@ def test_a_bar_of_a_resumed_run_counts_each_pair_once(workspace: Path) -> None:
 
     assert worked.returncode == 0, worked.stderr
     assert " 8/8 " in worked.stderr
+
+
+def test_texts_go_into_a_file_while_the_bar_is_on_the_terminal(workspace: Path) -> None:
+    settings = {"GLM_BATCH_GENERATE": "1", "GLM_PAIRS_FILE": "pairs.txt", "GLM_MAX_TOKENS": "2"}
+    terminal, inside = pty.openpty()
+
+    with (workspace / "texts.txt").open("w") as texts:
+        done = subprocess.run([DIPTYCH.with_name("glm46v_mlx")], cwd=workspace, env=os.environ | settings,
+                              stdout=texts, stderr=inside, check=False, timeout=120)
+    os.close(inside)
+    os.close(terminal)
+
+    assert done.returncode == 0
+    assert places((workspace / "texts.txt").read_text()) == list(range(8))
+
+
+def places(printed: str) -> list[int]:
+    """Return the positions of the texts that were printed, each as it finished."""
+    return sorted(int(place) for place in re.findall(r"^\[(\d+)\] \d+,\d+: ", printed, re.MULTILINE))

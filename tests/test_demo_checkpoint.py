@@ -7,7 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluate import LIMITS, UNSEEN_PAIRS, Images, Pairs, Score, all_pairs, make_rows, open_images, open_unseen, score, table
+from evaluate import (
+    LIMITS,
+    UNSEEN_PAIRS,
+    Images,
+    Pairs,
+    Score,
+    all_pairs,
+    make_rows,
+    open_images,
+    open_unseen,
+    score,
+    table,
+)
 from properties import NAMES, PROMPT, PROPERTIES, Property, question, read_answer
 
 from jobs.prompt import Prompt, build_prompt
