@@ -1,7 +1,7 @@
 # Two commands are enough: `make demo` to see it work, `make test` to check it. Written for GNU make 3.81, which macOS has.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test clean generate batch-generate precompute
+.PHONY: help setup demo test bench clean generate batch-generate precompute
 
 # ---- the environment: .venv, made anew when it is incomplete, moved or broken, brought up to date when its two files change
 INSTALLED := .venv/.installed
@@ -31,6 +31,16 @@ test: $(INSTALLED)  ## ruff, mypy --strict, import-linter, pytest
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest --numprocesses auto --dist loadfile
+
+# ---- the benchmarks: figures into benchmarks/measured/, tables into docs/performance.md; contenders in .venv-rivals
+MEASURED := benchmarks/measured
+bench: $(INSTALLED)  ## measure docs/performance.md again: an hour and a half, with nothing beside it
+	test -x .venv-rivals/bin/python || .venv/bin/python -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip install --disable-pip-version-check --requirement benchmarks/requirements.txt
+	.venv/bin/python benchmarks/throughput.py --python .venv-rivals/bin/python --output $(MEASURED)/throughput.json
+	.venv/bin/python benchmarks/sizes.py --json $(MEASURED)/sizes.json
+	.venv/bin/python benchmarks/busy.py --json $(MEASURED)/busy.json
+	.venv/bin/python benchmarks/report.py
 
 # ---- the demonstration: examples/photos and examples/pairs.txt, all the way to a table
 demo: $(INSTALLED)  ## compare the photographs of examples/photos on this machine, in seconds
@@ -68,5 +78,5 @@ precompute: $(INSTALLED)  ## embeddings of a folder of images: INPUT OUTPUT BATC
 	.venv/bin/diptych precompute $(IMAGES) $(call option,--weights,$(WEIGHTS))
 
 clean:  ## remove .venv, caches and the demo's folder; results.db stays
-	rm -rf .venv demo build diptych.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-rivals demo build diptych.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find cli jobs store workers tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
