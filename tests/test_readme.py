@@ -14,7 +14,7 @@ import pytest
 from cli.main import COMMANDS, diptych
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "database.md")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def commands() -> list[str]:
