@@ -37,6 +37,7 @@ MEASURED := benchmarks/measured
 bench: $(INSTALLED)  ## measure docs/performance.md again: an hour and a half, with nothing beside it
 	test -x .venv-rivals/bin/python || .venv/bin/python -m venv .venv-rivals
 	.venv-rivals/bin/python -m pip install --disable-pip-version-check --requirement benchmarks/requirements.txt
+	mkdir -p $(MEASURED)
 	.venv/bin/python benchmarks/throughput.py --python .venv-rivals/bin/python --output $(MEASURED)/throughput.json
 	.venv/bin/python benchmarks/sizes.py --json $(MEASURED)/sizes.json
 	.venv/bin/python benchmarks/busy.py --json $(MEASURED)/busy.json

@@ -12,8 +12,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from blas import begin_with_blas, describe_blas
 
@@ -21,35 +22,40 @@ from jobs.delivery import open_queue
 from jobs.enqueue import Request, enqueue_run, plan_run
 from jobs.environment import environment
 from jobs.inputs import Settings
+from jobs.prompt import Prompt
 from store import demo
 from store.checkpoint import open_checkpoint
 from store.database import open_database
 from store.records import Run, Sampling
-from workers.engine import Engine, Steps
+from workers.engine import Engine
 from workers.precompute import precompute
 from workers.report import Reporter
-from workers.rows import Token
+from workers.rows import Row, Token
 from workers.service import Options, run_worker
 from workers.stop import Stop
 
+T = TypeVar("T")
+END: Any = object()
+
 
 class Clock:
-    """Adds up the seconds that a caller waits for the engine."""
+    """Adds up the seconds that a caller waits for an iterator."""
 
     def __init__(self) -> None:
         self.began: float | None = None
-        self.engine = 0.0      # seconds
+        self.seconds = 0.0
 
-    def watch(self, steps: Steps) -> Iterator[list[Token]]:
-        """Yield what the engine yields, timed."""
+    def watch(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield what the iterator yields, timed."""
         self.began = self.began or time.perf_counter()
+        stream = iter(items)
         while True:
             asked = time.perf_counter()
-            step = next(steps, None)
-            self.engine += time.perf_counter() - asked
-            if step is None:
+            item = next(stream, END)
+            self.seconds += time.perf_counter() - asked
+            if item is END:
                 return
-            yield step
+            yield cast("T", item)
 
 
 class LastJob(Reporter):
@@ -64,16 +70,20 @@ class LastJob(Reporter):
 
 def measure(folder: Path, settings: Settings, pairs: int, batch_size: int) -> dict[str, float]:
     """Run so many random pairs through a queue and a store of their own."""
-    clock, last, generate = Clock(), LastJob(), Engine.generate
-    Engine.generate = lambda *args: clock.watch(generate(*args))  # type: ignore[method-assign,assignment,return-value]
+    engine, reading, last, generate = Clock(), Clock(), LastJob(), Engine.generate
+
+    def watched(self: Engine, prompt: Prompt, rows: Iterable[Row], *rest: Any) -> Iterator[list[Token]]:
+        return engine.watch(generate(self, prompt, reading.watch(rows), *rest))
+
+    Engine.generate = watched  # type: ignore[method-assign,assignment]
     with open_database(str(folder / "results.db"), create=True) as database, open_queue(database, None) as queue:
         request = Request(settings, None, pairs, 1, batch_size, None, ())
         enqueue_run(database, queue, plan_run(request))
         run_worker(database, queue, Options(burst=True), Stop(), last)
-    assert clock.began is not None
-    wall = last.ended - clock.began
-    return {"pairs": pairs, "batch_size": batch_size, "wall_s": round(wall, 2), "engine_s": round(clock.engine, 2),
-            "engine_share": round(clock.engine / wall, 4)}
+    assert engine.began is not None
+    wall, inside = last.ended - engine.began, engine.seconds - reading.seconds      # the engine asks for rows
+    return {"pairs": pairs, "batch_size": batch_size, "wall_s": round(wall, 2), "engine_s": round(inside, 2),
+            "engine_share": round(inside / wall, 4)}
 
 
 def main() -> None:

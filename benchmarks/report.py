@@ -17,11 +17,6 @@ HERE = Path(__file__).resolve().parent
 MEASURED, PAGE = HERE / "measured", HERE.parent / "docs" / "performance.md"
 
 
-def throughput(result: Mapping[str, Any]) -> str:
-    """Write what throughput.py has measured."""
-    return render(result)
-
-
 def sizes(result: Mapping[str, Any]) -> str:
     """Write what `diptych bench --json` has measured, and its recommendation."""
     heads = ["batch", "rows side by side", "pairs", "tok/s", "speed-up", "comparisons per minute", "peak memory",
@@ -46,13 +41,17 @@ def fill(page: str, name: str, text: str) -> str:
     return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.DOTALL)
 
 
+def filled(page: str) -> str:
+    """Return the page with all tables as they were measured."""
+    for name, write in (("throughput", render), ("sizes", sizes), ("busy", busy)):
+        result = json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
+        page = fill(page, name, write(result))
+    return page
+
+
 def main() -> None:
     """Fill the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    for write in (throughput, sizes, busy):
-        result = json.loads((MEASURED / f"{write.__name__}.json").read_text(encoding="utf-8"))
-        page = fill(page, write.__name__, write(result))
-    PAGE.write_text(page, encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

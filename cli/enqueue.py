@@ -80,6 +80,8 @@ def command(
     from jobs.estimate import estimate
     from store.database import open_database
 
+    if memory_limit and not dry_run:
+        raise click.UsageError("--memory-limit: expected --dry-run with it, found none; a run's memory is the worker's")
     plan = make_plan(pairs, random, name, order, seed, batch_size, settings)
     if dry_run:
         _show(estimate(plan, values.db), memory_lines(plan, memory_limit))

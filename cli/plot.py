@@ -1,7 +1,4 @@
-"""The plot of a benchmark: an SVG with two charts over the batch size, rate and memory. No library, no scripts.
-
-Charting libraries that write SVG bring more code than this, and none follows the reader's light or dark theme.
-"""
+"""The plot of a benchmark: an SVG with two charts over the batch size, rate and memory. No library, no scripts."""
 
 import math
 from collections.abc import Iterable, Sequence

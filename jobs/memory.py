@@ -26,7 +26,7 @@ LOGITS = 2                 # as the model gives them, and in float32
 LOGITS_SAMPLED = 2         # more, scaled by the temperature, and the noise that draws
 LOGITS_PENALIZED = 3       # more, both products of the penalty, and the masks of seen tokens
 LOGITS_FILTERED = 14       # more, where top-k or top-p go over the whole vocabulary, in 32 passes scheduled ahead
-CANDIDATES_PAY = 64        # top-k looks at candidates only, where k times this is within the vocabulary
+CANDIDATES_PAY = 64        # where k times this is within the vocabulary, sorting candidates takes a quarter or less
 
 # What is shared out. MLX on Metal begins to free what it keeps at 95 % of the recommended working set.
 KEPT = 20                  # 1 / KEPT of the limit is for freed buffers that MLX keeps for the next step
@@ -233,12 +233,17 @@ def share_out(needs: Needs, limit: int) -> MemoryPlan:
     )
 
 
+def candidates_pay(top_k: int, vocab: int) -> bool:
+    """Say whether top-k looks at candidates only, and not at the whole vocabulary."""
+    return 0 < top_k * CANDIDATES_PAY <= vocab
+
+
 def _logits_copies(sampling: Sampling, vocab: int) -> int:
     """Count the arrays [vocab] in float32 that choosing a row's next token takes."""
     copies = LOGITS + LOGITS_PENALIZED * (sampling.repetition_penalty != 1)
     if not sampling.do_sample:
         return copies
-    candidates = 0 < sampling.top_k * CANDIDATES_PAY <= vocab
+    candidates = candidates_pay(sampling.top_k, vocab)
     filtered = 0 < sampling.top_k < vocab or sampling.top_p < 1
     return copies + LOGITS_SAMPLED + LOGITS_FILTERED * (filtered and not candidates)
 

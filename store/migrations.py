@@ -26,7 +26,6 @@ _TABLES_1 = (
         prompt TEXT NOT NULL, thinking {integer} NOT NULL, do_sample {integer} NOT NULL, temperature {real} NOT NULL,
         top_k {integer} NOT NULL, top_p {real} NOT NULL, repetition_penalty {real} NOT NULL,
         max_tokens {integer} NOT NULL, seed {integer} NOT NULL, batch_size {integer} NOT NULL,
-        pair_order TEXT NOT NULL CHECK (pair_order IN ('grouped', 'file')),
         pairs_file TEXT, pairs_sha256 TEXT, embeddings_dir TEXT NOT NULL, embeddings_fingerprint TEXT NOT NULL,
         weights_dir TEXT NOT NULL, model_fingerprint TEXT NOT NULL,
         version TEXT NOT NULL, environment TEXT NOT NULL, argv TEXT NOT NULL,
@@ -114,7 +113,13 @@ def _first(connection: Connection) -> None:
     connection.execute(meta.insert(), [{"key": "id", "value": uuid.uuid4().hex}])
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first,)
+def _second(connection: Connection) -> None:
+    """Record how pairs were divided into jobs; until now as their file had them."""
+    connection.exec_driver_sql("ALTER TABLE runs ADD COLUMN pair_order TEXT NOT NULL DEFAULT 'file' "
+                               "CHECK (pair_order IN ('grouped', 'file'))")
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _second)
 
 
 def read_version(connection: Connection) -> int | None:

@@ -56,7 +56,6 @@ runs = Table(
     Column("max_tokens", BigInteger, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("batch_size", BigInteger, nullable=False),
-    Column("pair_order", Text, nullable=False),            # in which pairs were divided into jobs
     Column("pairs_file", Text),
     Column("pairs_sha256", Text),
     Column("embeddings_dir", Text, nullable=False),
@@ -73,6 +72,7 @@ runs = Table(
     Column("total", BigInteger, nullable=False),
     Column("done", BigInteger, nullable=False),
     Column("failed", BigInteger, nullable=False),
+    Column("pair_order", Text, nullable=False),            # in which pairs were divided into jobs
 )
 
 jobs = Table(

@@ -13,7 +13,6 @@ from reference import GREEDY, copy_checkpoint, make_engine, make_rows, read_weig
 
 from jobs.limits import Limits
 from jobs.memory import (
-    CANDIDATES_PAY,
     KEPT,
     LEAST_CHUNK,
     Decoder,
@@ -30,7 +29,6 @@ from store.checkpoint import Checkpoint, Tensor, open_checkpoint
 from store.errors import SettingsError
 from store.records import Sampling
 from store.weights import text_tensors, vision_tensors
-from workers import sampling as samplers
 from workers.doctor import FLASH, FLASH_DEMAND
 from workers.engine import Engine
 from workers.model.load import load_text_model
@@ -137,10 +135,6 @@ def test_a_larger_limit_gives_no_fewer_rows() -> None:
     assert rows[-1] > 1000
 
 
-def test_the_same_values_give_the_same_plan() -> None:
-    assert plan(24 * GB) == plan(24 * GB)
-
-
 def test_a_job_of_512_pairs_runs_in_slices_that_fit() -> None:
     small, large = plan(24 * GB, batch_size=512), plan(80 * GB, batch_size=512)
 
@@ -215,10 +209,6 @@ def test_more_work_a_token_takes_more_a_row() -> None:
     assert rows == sorted(set(rows))
     assert needs(sampling=Sampling(top_k=0, top_p=1)).row == needs(sampling=Sampling()).row      # neither filters
     assert needs(sampling=Sampling(max_tokens=200)).row - needs().row >= 100 * 40_960
-
-
-def test_the_plan_knows_when_sampling_goes_over_the_whole_vocabulary() -> None:
-    assert CANDIDATES_PAY == samplers.CANDIDATES_PAY
 
 
 def test_a_plan_is_written_in_aligned_lines() -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
 from store_samples import create_database, make_run
 
@@ -47,6 +47,29 @@ def test_queries_name_the_tables_that_the_migrations_make(tmp_path: Path) -> Non
                             [column.name for column in table.primary_key])
                      for name, table in schema.metadata.tables.items()}
     assert tuple(schema.comparisons.c.keys()) == schema.COMPARISON_COLUMNS
+
+
+FIRST_RUN = {      # as the first version of the schema had it
+    "id": "a1b2c3d4e5", "number": 1, "prompt": "Which?", "thinking": 0, "do_sample": 1, "temperature": 0.8, "top_k": 50,
+    "top_p": 0.6, "repetition_penalty": 1.0, "max_tokens": 100, "seed": 7, "batch_size": 4, "embeddings_dir": "/e",
+    "embeddings_fingerprint": "0", "weights_dir": "/w", "model_fingerprint": "1", "version": "0.1.0",
+    "environment": "{}", "argv": "[]", "created_at": "2026-01-01T00:00:00.000Z", "total": 1, "done": 0, "failed": 0,
+}
+
+
+def test_a_run_of_the_first_version_was_divided_as_its_file_had_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(migrations, "MIGRATIONS", migrations.MIGRATIONS[:1])
+        with create_database(tmp_path) as old, old.write() as connection:
+            columns, values = ", ".join(FIRST_RUN), ", ".join(f":{name}" for name in FIRST_RUN)
+            connection.execute(text(f"INSERT INTO runs ({columns}) VALUES ({values})"), FIRST_RUN)
+
+    with open_database(str(tmp_path / "results.db"), create=False) as database:
+        [run] = list_runs(database)
+
+    assert (run.id, run.pair_order, run.total) == ("a1b2c3d4e5", "file", 1)
 
 
 def test_an_older_database_is_brought_up_to_date_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

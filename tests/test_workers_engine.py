@@ -1,6 +1,7 @@
 """The engine: rows in, tokens out, the same for a row whatever stands beside it."""
 
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -143,9 +144,11 @@ def test_a_row_that_has_ended_emits_nothing_more_and_the_last_end_ends_the_steps
 
     steps = list(make_engine().generate(reference_prompt(0), rows, GREEDY, LIMITS))
 
-    assert steps[0] == []      # after the prefill
     lengths = [len(expected[place].token_ids) for place in early]
-    assert len(steps) == 1 + max(lengths)
+    chunks, decoded = steps[:-max(lengths)], steps[-max(lengths):]
+    assert chunks      # of the prefill
+    assert not any(chunks)
+    assert all(decoded)
     for place, length in zip(early, lengths, strict=True):
         tokens = [token for step in steps for token in step if token.key == place]
         assert [token.finish_reason for token in tokens] == [None] * (length - 1) + ["stop"]
@@ -190,16 +193,22 @@ def test_no_rows_are_no_steps() -> None:
     assert list(make_engine().generate(reference_prompt(0), [], GREEDY, LIMITS)) == []
 
 
-def test_closing_stops_the_work_at_the_next_step() -> None:
-    engine = make_engine()
-    steps = engine.generate(reference_prompt(0), make_rows(), GREEDY, LIMITS)
-    rows = collect(steps)
+def test_closing_stops_the_work_at_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, runs = TextModel.__call__, list[int]()
+
+    def counted(model: TextModel, *args: Any) -> mx.array:
+        runs.append(1)
+        return run(model, *args)
+
+    monkeypatch.setattr(TextModel, "__call__", counted)      # a decode step
+    rows = collect(make_engine().generate(reference_prompt(0), make_rows(), GREEDY, LIMITS))
 
     first = next(rows)
     rows.close()
 
     assert first.finish_reason == "stop"
-    assert list(steps) == []
+    assert len(runs) == len(first.token_ids)      # each to choose one more, the last of them in vain
+    assert len(runs) < GREEDY.max_tokens - 1
 
 
 def test_tokens_name_their_row_by_its_key() -> None:

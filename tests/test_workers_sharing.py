@@ -74,7 +74,8 @@ WAYS = {
 
 
 @pytest.mark.parametrize(("prompt", "way"), [
-    *(("images first", way) for way in WAYS), ("text first", "slices"), ("text first", "pieces"), ("B first", "slices"),
+    *(("images first", way) for way in WAYS), ("text first", "slices"), ("text first", "pieces"), ("B first", "shared"),
+    ("B first", "slices"),
 ])
 def test_sampled_rows_have_the_tokens_that_each_has_alone(prompt: str, way: str) -> None:
     rows = generate(eager_engine(), prompts()[prompt], mixed_rows(), SAMPLED, WAYS[way])
@@ -157,6 +158,15 @@ def test_a_prefix_of_another_prompt_or_image_is_not_taken() -> None:
 
     assert engine.counts.prefix_tokens == sum(2 * p.spans[0][1] for p in prompts().values()) - (
         prompts()["B first"].spans[0][1])      # there the first image is B, the same in both rows
+
+
+def test_rows_join_while_others_go_on_also_where_a_chunk_has_room_for_more_than_a_slice() -> None:
+    prompt, steps = prompts()["images first"], []
+    for chunk_tokens in (4096, 284):      # 15 rows, and one
+        limits = Limits(4, chunk_tokens, 2**30)
+        steps.append(sum(bool(step) for step in eager_engine().generate(prompt, mixed_rows(), SAMPLED, limits)))
+
+    assert steps[0] == steps[1]
 
 
 def test_rows_are_asked_for_only_when_there_is_a_place_for_them() -> None:

@@ -216,6 +216,37 @@ def test_a_first_signal_lets_the_slice_finish_and_begins_no_more_rows(
     assert rows("select started_at, finished_at from jobs") == [(None, None)]
 
 
+def test_an_unreadable_pair_of_a_later_slice_fails_alone(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, place = record_run(database, plan()), workplace(database)
+    hold(place, run, monkeypatch, rows=2)
+    embeddings = place.session.prepare(run).inputs.embeddings
+    embeddings.__dict__["rows"] = spoilt = embeddings.rows.copy()
+    spoilt[3, 7, 7] = float("nan")
+
+    compare_job(place, run.id, 0)
+
+    assert rows("select position from results where status = 'failed' order by position") == [(4,), (5,), (6,)]
+    assert rows("select done, failed, state from run_summary") == [(5, 3, "done")]
+
+
+def test_a_cancel_is_heard_while_rows_wait_for_a_place(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "CANCEL_EVERY", 0.0)
+
+    class Cancels(Reporter):
+        def row(self, run: Run, pair: Pair, result: Comparison) -> None:
+            if find_run(database, run.id).state != "cancelled":
+                cancel_run(database, run.id)
+
+    run = record_run(database, plan())
+    place = workplace(database, reporter=Cancels())
+    hold(place, run, monkeypatch, rows=2)
+
+    with pytest.raises(Cancelled):
+        compare_job(place, run.id, 0)
+
+    assert 1 <= find_run(database, run.id).done <= 2
+
+
 def hold(place: Workplace, run: Run, monkeypatch: pytest.MonkeyPatch, *, rows: int) -> None:
     """Let a run's slices have so many rows only."""
     loaded = place.session.prepare(run)

@@ -43,8 +43,8 @@ class Attempt:
     pairs: list[Pair]
     number: int                      # of the attempt
     final: set[int]                  # positions that need no result any more; computed with the others all the same
-    left: int = 0                    # pairs that have not been begun
-    started_at: str = field(default_factory=now)
+    left: int = field(init=False)    # pairs that have not been begun
+    begun: dict[int, str] = field(default_factory=dict)             # when, by position
     tokens: dict[int, list[int]] = field(default_factory=dict)      # of rows in hand, by position
     finished: list[Comparison] = field(default_factory=list)
     recorded: float = field(default_factory=time.monotonic)
@@ -77,6 +77,7 @@ class Attempt:
                 if place >= slice_ and stop.requested:
                     return
                 self.left -= 1
+                self.begun[pair.position] = now()
                 if isinstance(row, EmbeddingsError):
                     self._add(pair, error=str(row))
                 else:
@@ -98,7 +99,7 @@ class Attempt:
             position=pair.position, status="failed" if error else "done", text=answer.text, thinking=answer.thinking,
             finish_reason=last.finish_reason if last else None, token_ids=ids, prompt_tokens=len(prompt.token_ids),
             seed=pair.seed, batch_size=self.limits.rows, job=pair.job, attempt=self.number, worker=self.place.worker,
-            device=self.place.device, started_at=self.started_at, finished_at=now(), error=error,
+            device=self.place.device, started_at=self.begun.pop(pair.position), finished_at=now(), error=error,
         )
         self.finished.append(result)
         self.place.reporter.row(self.run, pair, result)

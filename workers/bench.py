@@ -209,7 +209,7 @@ def speed_up(records: Sequence[Record], record: Record) -> float | None:
 def recommend(records: Sequence[Record], limit: int) -> Record | None:
     """Choose the smallest batch size within CLOSE of the best rate; None where none is within the limit in bytes.
 
-    Smaller jobs lose less when they are interrupted, and record sooner.
+    Smaller jobs lose less when they are interrupted.
     """
     best = fastest(records, limit)
     if best is None:

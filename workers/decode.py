@@ -1,6 +1,6 @@
 """Decode: rows side by side, a token each a step; where rows have ended, others join in their places."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -29,18 +29,15 @@ class Carried:
     def take(self, places: Sequence[int]) -> "Carried":
         """Return the rows at some places, in that order."""
         order = mx.array(list(places))
-        return self._with(self, lambda mine, _: mine[order])
+        keys, seen = (None if own is None else own[order] for own in (self.keys, self.seen))
+        return Carried(self.tokens[order], self.joined[order], keys, seen)
 
     def join(self, others: "Carried") -> "Carried":
         """Return these rows and others behind them."""
-        return self._with(others, lambda mine, theirs: mx.concatenate([mine, theirs]))
-
-    def _with(self, other: "Carried", do: Callable[[mx.array, mx.array], mx.array]) -> "Carried":
-        return Carried(
-            do(self.tokens, other.tokens), do(self.joined, other.joined),
-            None if self.keys is None or other.keys is None else do(self.keys, other.keys),
-            None if self.seen is None or other.seen is None else do(self.seen, other.seen),
-        )
+        both = ((self.keys, others.keys), (self.seen, others.seen))
+        keys, seen = (None if own is None or theirs is None else mx.concatenate([own, theirs]) for own, theirs in both)
+        return Carried(mx.concatenate([self.tokens, others.tokens]), mx.concatenate([self.joined, others.joined]),
+                       keys, seen)
 
 
 @dataclass(slots=True)
@@ -58,7 +55,8 @@ class Batch:
 
     The tokens of one step stand in one slot of the cache for all rows, and the slots are written in a ring: attention
     knows no order but that of the rotary positions. So a row that joins later needs no cache of its own shape, only a
-    mask that hides the slots of the steps before it.
+    mask that hides the slots of the steps before it. Its price: once the ring is full, every step reads all of it,
+    `max_tokens` however short the answers are.
     """
 
     def __init__(
@@ -92,17 +90,15 @@ class Batch:
 
     def close_up(self) -> int:
         """Let the rows that have ended leave, move others into their places; return the first place behind all."""
-        count, order = self.live, [place for place, running in enumerate(self._running) if not running.ended]
         if self._carried is not None and self.ended:
             mx.eval(self._carried.tokens)      # the step in hand still reads the cache
-            moved = [place for place in order if place >= count]
-            order = [moved.pop() if running.ended else place for place, running in enumerate(self._running[:count])]
-            for target, source in enumerate(order):
+            sources = _sources([running.ended for running in self._running])
+            for target, source in enumerate(sources):
                 if source != target:
                     self.cache.move(source, target)
-            self._carried = self._carried.take(order) if order else None
-            self._running = [self._running[place] for place in order]
-        return count
+            self._carried = self._carried.take(sources) if sources else None
+            self._running = [self._running[source] for source in sources]
+        return len(self._running)
 
     def join(self, rows: Sequence[Row], hidden: mx.array) -> None:
         """Let rows whose prompts are in the cache, behind all others, begin from their last hidden states."""
@@ -168,3 +164,10 @@ class Batch:
         if seen is not None:
             seen = mark_token(seen, tokens)
         return Carried(tokens, carried.joined, keys, seen)
+
+
+def _sources(ended: Sequence[bool]) -> list[int]:
+    """Return which place fills each of the first ones: live rows stay where they can, the last ones fill the gaps."""
+    count = sum(not gone for gone in ended)
+    last = [place for place, gone in enumerate(ended) if not gone and place >= count]
+    return [last.pop() if gone else place for place, gone in enumerate(ended[:count])]

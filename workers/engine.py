@@ -11,7 +11,7 @@ from workers.model.text import TextModel
 from workers.prefill import Counts, Prefill, PrefixCache
 from workers.rows import Row, Token
 
-WASTE = 8      # a batch is closed up when one of so many rows has ended
+WASTE = 8      # of so many places of a slice, one may stand empty before rows join, or those left close up
 
 Steps = Generator[list[Token], None, None]
 
@@ -36,10 +36,11 @@ class Engine:
         waiting = _Waiting(rows)
         prefill = Prefill(self.model, prompt, limits, self._prefixes, self.counts)
         batch = Batch(self.model, self.eos_token_ids, prompt, sampling, limits.rows, prefill.next_position)
+        enough = min(prefill.rows, max(1, limits.rows // WASTE))      # free places, to be filled
         while True:
-            if (not batch.live or batch.free >= prefill.rows) and waiting:
+            if (not batch.live or batch.free >= enough) and waiting:
                 yield from self._fill(batch, prefill, waiting)
-            elif batch.ended * WASTE >= batch.live:
+            elif batch.ended * WASTE >= batch.live + batch.ended:
                 batch.close_up()
             if not batch.live:
                 return

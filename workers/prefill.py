@@ -74,6 +74,7 @@ class Prefill:
         self.rows = max(1, limits.chunk_tokens // (len(prompt.token_ids) - self._shared))     # of a chunk
         self.next_position = int(self._positions.max()) + 1      # the first decode step's
         prefixes.budget = limits.prefix_bytes
+        prefixes.make_room(0)
 
     def run(self, rows: Sequence[Row], cache: KVCache, place: int) -> Chunks[mx.array]:
         """Run at most `self.rows` rows into their places from `place` on.
@@ -83,6 +84,7 @@ class Prefill:
         if self._shared:
             for at, row in enumerate(rows, start=place):
                 cache.begin_with((yield from self._prefix(row)), at)
+                cache.eval()      # or the copy to come would keep a prefix that the next one puts out
         places = slice(place, place + len(rows))
         *firsts, last = self._pieces(self._shared, len(self._prompt.token_ids))
         for piece in firsts:

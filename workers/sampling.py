@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from jobs.memory import candidates_pay
 from store.records import Sampling
 
 # logits [rows, vocab], keys [rows, 2] (None when greedy), seen [rows, vocab] (None without penalty) -> tokens [rows]
 Sampler = Callable[[mx.array, mx.array | None, mx.array | None], mx.array]
 
 SMALLEST = 2.0**-126     # the smallest normal float32: what is smaller may count as 0 on the device
-CANDIDATES_PAY = 64      # where k * 64 <= vocab, the two sorts of top_candidates take a quarter of a full sort or less
 
 
 def make_sampler(sampling: Sampling) -> Sampler:
@@ -34,7 +34,7 @@ def make_sampler(sampling: Sampling) -> Sampler:
         assert keys is not None
         # Less their maximum, which changes no probability: a temperature near 0 then leaves 0 and -inf, never a NaN.
         logits = (logits - logits.max(axis=-1, keepdims=True)) / max(sampling.temperature, SMALLEST)
-        if 0 < sampling.top_k * CANDIDATES_PAY <= logits.shape[-1]:
+        if candidates_pay(sampling.top_k, logits.shape[-1]):
             return _sample_candidates(logits, keys, sampling)
         return _draw(_mask(logits, sampling), keys)
 

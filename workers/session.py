@@ -46,27 +46,28 @@ class Session:
         self._reporter = reporter
         self._limit = device.memory_limit(memory_limit)
         device.apply_limit(self._limit)
-        self._run_id: str | None = None
+        self._opened: tuple[str, Inputs, MemoryPlan] | None = None      # of the run with this id
         self._model: str | None = None           # fingerprint of the checkpoint that the engine came from
-        self._inputs: Inputs | None = None
-        self._plan: MemoryPlan | None = None
         self._engine: Engine | None = None
 
     def prepare(self, run: Run) -> Loaded:
         """Load what this run needs, unless it is here; raise DiptychError where the files are no longer the run's."""
-        if self._inputs is None or self._plan is None or self._run_id != run.id:
-            self._inputs = open_inputs(self._settings(run))
-            self._plan, self._run_id = self._make_plan(run, self._inputs), run.id
-        self._check_unchanged(run, self._inputs)
+        inputs, plan = self._open(run)
+        self._check_unchanged(run, inputs)
         if self._engine is None or self._model != run.model_fingerprint:
             self._engine = None      # before the next one is loaded: two do not fit
             self._reporter.loading(run)
-            checkpoint = self._inputs.checkpoint
-            self._engine = Engine(load_text_model(checkpoint), checkpoint.eos_token_ids)
+            self._engine = Engine(load_text_model(inputs.checkpoint), inputs.checkpoint.eos_token_ids)
             self._model = run.model_fingerprint
-        return Loaded(self._inputs, self._engine, self._plan)
+        return Loaded(inputs, self._engine, plan)
 
-    def _make_plan(self, run: Run, inputs: Inputs) -> MemoryPlan:
+    def _open(self, run: Run) -> tuple[Inputs, MemoryPlan]:
+        if self._opened is None or self._opened[0] != run.id:
+            inputs = open_inputs(self._settings(run))
+            self._opened = run.id, inputs, self._plan(run, inputs)
+        return self._opened[1:]
+
+    def _plan(self, run: Run, inputs: Inputs) -> MemoryPlan:
         plan = plan_memory(inputs.checkpoint, inputs.prompt, run.sampling, self._limit, batch_size=run.batch_size,
                            images=len(inputs.embeddings.filenames))
         self._reporter.planned(run, plan)

@@ -116,8 +116,8 @@ def _recorded(database: Database, run: Run, position: int) -> Comparison:
 
 def _replay(session: Session, run: Run, recorded: Comparison, pairs: Sequence[Pair]) -> Replay:
     loaded = session.prepare(run)
-    rows = [read_row(run, loaded.inputs, pair) for pair in in_order(pairs, loaded.inputs)]
-    limits = loaded.limits(len(rows))
+    rows = (read_row(run, loaded.inputs, pair) for pair in in_order(pairs, loaded.inputs))
+    limits = loaded.limits(min(len(pairs), recorded.batch_size))
     steps = loaded.engine.generate(loaded.inputs.prompt, rows, run.sampling, limits)
     tokens = tuple(token.id for step in steps for token in step if token.key == recorded.position)
     answer = loaded.inputs.tokenizer.split(tokens, opened_thinking=loaded.inputs.prompt.opened_thinking)

@@ -12,8 +12,9 @@ class KVCache:
     """Keys and values of rows, a block [rows, n_kv_heads, capacity, head_dim] each a layer.
 
     MLX writes into a block where no scheduled work still reads it, and copies the block where some does. So a chunk
-    of the prefill is evaluated before the next is scheduled. Decode steps may overlap: MLX runs 10 tasks ahead at
-    most, and has read a block in one step long before it comes to write it in the next.
+    of the prefill is evaluated before the next is scheduled. Decode steps may overlap: MLX runs a bounded number of
+    operations ahead, and with more layers than these span has read a block in one step before it comes to write it in
+    the next. A model of a few layers may have blocks copied: small ones, and the result is the same.
     """
 
     def __init__(self, config: TextConfig, rows: int, capacity: int, dtype: mx.Dtype) -> None:
