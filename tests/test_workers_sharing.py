@@ -162,7 +162,7 @@ def test_a_prefix_of_another_prompt_or_image_is_not_taken() -> None:
 
 def test_rows_join_while_others_go_on_also_where_a_chunk_has_room_for_more_than_a_slice() -> None:
     prompt, steps = prompts()["images first"], []
-    for chunk_tokens in (4096, 284):      # 15 rows, and one
+    for chunk_tokens in (4096, 64):      # 64 rows, and one
         limits = Limits(4, chunk_tokens, 2**30)
         steps.append(sum(bool(step) for step in eager_engine().generate(prompt, mixed_rows(), SAMPLED, limits)))
 

@@ -1,13 +1,14 @@
 """Prefill: prompts into the KV cache, in chunks, each prefix once. It knows no sampling and no decode step.
 
 A prefix is all of a prompt up to and including its first image; it does not depend on the second, so that rows with
-the same first image share it (RadixAttention, 2023; Hydragen, 2024). The rest of each prompt is run behind it, some
-rows side by side, or a long one piece by piece (chunked prefill: Sarathi, 2023).
+the same first image share it (RadixAttention, 2023; Hydragen, 2024). The rest of each prompt is run behind it, piece by
+piece (chunked prefill: Sarathi, 2023), with pieces of as many rows as fit side by side.
 """
 
 from collections import OrderedDict
 from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import TypeVar
 
 import mlx.core as mx
@@ -19,6 +20,9 @@ from workers.model.cache import KVCache, Window
 from workers.model.rope import Rotate, make_prompt_rotation, position_ids
 from workers.model.text import TextModel
 from workers.rows import Row, Token
+
+# Tokens of a row in a chunk, where rows wait: a piece does not attend to the pieces behind it, but reads all before it.
+PIECE = 64
 
 T = TypeVar("T")
 Chunks = Generator[list[Token], None, T]      # an empty list after each chunk: the caller may stop there
@@ -71,7 +75,8 @@ class Prefill:
         self._prefixes, self._counts = prefixes, counts
         self._positions = position_ids(len(prompt.token_ids), prompt.spans, prompt.grid)      # [3, tokens]
         self._shared = prompt.spans[0][1] if limits.prefix_bytes else 0                       # tokens
-        self.rows = max(1, limits.chunk_tokens // (len(prompt.token_ids) - self._shared))     # of a chunk
+        rest = len(prompt.token_ids) - self._shared
+        self.rows = max(1, limits.chunk_tokens // min(rest, PIECE))                           # of a chunk
         self.next_position = int(self._positions.max()) + 1      # the first decode step's
         prefixes.budget = limits.prefix_bytes
         prefixes.make_room(0)
@@ -86,7 +91,7 @@ class Prefill:
                 cache.begin_with((yield from self._prefix(row)), at)
                 cache.eval()      # or the copy to come would keep a prefix that the next one puts out
         places = slice(place, place + len(rows))
-        *firsts, last = self._pieces(self._shared, len(self._prompt.token_ids))
+        *firsts, last = self._pieces(self._shared, len(self._prompt.token_ids), len(rows))
         for piece in firsts:
             self._model.remember(*self._inputs(rows, cache, places, *piece))
             cache.eval()
@@ -105,7 +110,7 @@ class Prefill:
             return kept
         prefix = KVCache(self._model.config, 1, self._shared, self._model.dtype)
         self._prefixes.make_room(prefix.nbytes)
-        for piece in self._pieces(0, self._shared):
+        for piece in self._pieces(0, self._shared, 1):
             self._model.remember(*self._inputs([row], prefix, slice(0, 1), *piece))
             prefix.eval()
             yield []
@@ -113,9 +118,10 @@ class Prefill:
         self._prefixes.keep(key, prefix)
         return prefix
 
-    def _pieces(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Cut the tokens [start, end) of a prompt into pieces of a chunk at most."""
-        size = self._limits.chunk_tokens
+    def _pieces(self, start: int, end: int, rows: int) -> list[tuple[int, int]]:
+        """Cut the tokens [start, end) of some prompts into the fewest pieces of equal size that fit into a chunk."""
+        count = ceil((end - start) / max(1, self._limits.chunk_tokens // rows))
+        size = ceil((end - start) / count)
         return [(at, min(at + size, end)) for at in range(start, end, size)]
 
     def _inputs(
