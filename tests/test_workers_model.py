@@ -19,6 +19,7 @@ from reference import (
 
 from workers.model.cache import KVCache
 from workers.model.rope import make_prompt_rotation, make_step_rotation, position_ids
+from workers.model.text import attend
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -156,3 +157,23 @@ def test_a_row_of_a_cache_begins_with_a_prefix_and_moves_as_a_whole() -> None:
     expected[[0, 2], :2] = 1
     np.testing.assert_array_equal(np.array(cache.keys[1])[:, 0, :, 0], expected)
     np.testing.assert_array_equal(np.array(cache.values[1])[:, 0, :, 0], 2 * expected)
+
+
+@pytest.mark.parametrize("device", [mx.cpu, mx.gpu])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_token_attends_alike_whether_its_query_heads_are_multiplied_together_or_not(
+    device: mx.DeviceType, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    queries, keys, values = (rng.normal(size=(3, heads, tokens, 8)).astype(np.float32)
+                             for heads, tokens in ((6, 1), (2, 5), (2, 5)))
+    seen = np.array([[1, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 1, 0, 0]], bool) | (not masked)
+    scores = np.einsum("rhd,rhkd->rhk", queries[:, :, 0], keys.repeat(3, axis=1)) / 8**0.5
+    weights = np.where(seen[:, None], np.exp(scores), 0)
+    expected = np.einsum("rhk,rhkd->rhd", weights / weights.sum(-1, keepdims=True), values.repeat(3, axis=1))
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device))      # where it is computed stays the same
+
+    mask = mx.array(seen)[:, None, None] if masked else None
+    attended = attend(mx.array(queries), mx.array(keys), mx.array(values), mask)
+
+    np.testing.assert_allclose(np.array(attended)[:, :, 0], expected, rtol=1e-5)

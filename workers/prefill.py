@@ -22,7 +22,7 @@ from workers.model.text import TextModel
 from workers.rows import Row, Token
 
 # Tokens of a row in a chunk, where rows wait: a piece does not attend to the pieces behind it, but reads all before it.
-PIECE = 64
+PIECE = 96
 
 T = TypeVar("T")
 Chunks = Generator[list[Token], None, T]      # an empty list after each chunk: the caller may stop there
@@ -76,7 +76,7 @@ class Prefill:
         self._positions = position_ids(len(prompt.token_ids), prompt.spans, prompt.grid)      # [3, tokens]
         self._shared = prompt.spans[0][1] if limits.prefix_bytes else 0                       # tokens
         rest = len(prompt.token_ids) - self._shared
-        self.rows = max(1, limits.chunk_tokens // min(rest, PIECE))                           # of a chunk
+        self.rows = max(1, limits.chunk_tokens // _even(rest, PIECE))                         # of a chunk
         self.next_position = int(self._positions.max()) + 1      # the first decode step's
         prefixes.budget = limits.prefix_bytes
         prefixes.make_room(0)
@@ -120,8 +120,7 @@ class Prefill:
 
     def _pieces(self, start: int, end: int, rows: int) -> list[tuple[int, int]]:
         """Cut the tokens [start, end) of some prompts into the fewest pieces of equal size that fit into a chunk."""
-        count = ceil((end - start) / max(1, self._limits.chunk_tokens // rows))
-        size = ceil((end - start) / count)
+        size = _even(end - start, max(1, self._limits.chunk_tokens // rows))
         return [(at, min(at + size, end)) for at in range(start, end, size)]
 
     def _inputs(
@@ -131,6 +130,11 @@ class Prefill:
         embedded = embed_prompt(self._model, self._prompt, rows, start, end)
         rotate = make_prompt_rotation(self._model.config, self._positions[:, start:end])
         return embedded, rotate, cache.window(places, start)
+
+
+def _even(length: int, most: int) -> int:
+    """Return the size of pieces that are as few as those of the largest size, and about equal."""
+    return ceil(length / ceil(length / most))
 
 
 def embed_prompt(model: TextModel, prompt: Prompt, rows: Sequence[Row], start: int, end: int) -> mx.array:

@@ -28,10 +28,7 @@ class Attention(nn.Module):
         """Attend from x [rows, tokens, hidden], or from its last position, to everything in the cache and to x."""
         keys, values = self.remember(x, rotate, cache, layer)
         queries = rotate(self._heads(self.q_proj(x[:, -1:] if last else x)))      # [rows, n_heads, tokens, head_dim]
-        causal = "causal" if queries.shape[2] > 1 else None
-        attended = mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=self.head_dim**-0.5, mask=causal if cache.mask is None else cache.mask
-        )
+        attended = attend(queries, keys, values, cache.mask)
         return self.o_proj(attended.swapaxes(1, 2).flatten(-2))      # [rows, tokens or 1, hidden]
 
     def remember(self, x: mx.array, rotate: Rotate, cache: Window, layer: int) -> tuple[mx.array, mx.array]:
@@ -40,6 +37,20 @@ class Attention(nn.Module):
 
     def _heads(self, x: mx.array) -> mx.array:
         return mx.unflatten(x, -1, (-1, self.head_dim)).swapaxes(1, 2)
+
+
+def attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None = None) -> mx.array:
+    """Attend from queries [rows, n_heads, tokens, head_dim] to what a mask leaves; without one, causally.
+
+    On the CPU MLX has no kernel for this and multiplies each head by itself. There all query heads of a key and value
+    head are one product, for a single token: the same sums in half the time.
+    """
+    rows, n_heads, tokens, head_dim = queries.shape
+    causal = "causal" if mask is None and tokens > 1 else mask
+    if tokens == 1 and mx.default_device() == mx.Device(mx.cpu):
+        queries = queries.reshape(rows, keys.shape[1], -1, head_dim)
+    attended = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=head_dim**-0.5, mask=causal)
+    return attended.reshape(rows, n_heads, tokens, head_dim)
 
 
 @partial(mx.compile, shapeless=True)
