@@ -1,6 +1,6 @@
 """Share of a worker's wall time that it spends in the engine: 2,000 pairs through queue and store, on the demo model.
 
-    .venv/bin/python benchmarks/busy.py [--pairs 2000] [--batch-size 64] [--json busy.json]
+    .venv/bin/python benchmarks/busy.py [--pairs 2000] [--batch-size 128] [--json busy.json]
 
 The demo model is so small that all else weighs more beside it than beside a real one; on Linux OpenBLAS, loaded first
 as in throughput.py, makes the engine faster still. The wall time runs from the first job's first prefill to the end of
@@ -90,7 +90,7 @@ def main() -> None:
     """Print the share, and as JSON with --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--blas", default="auto", help="auto, none, or the library to load first")
     given = parser.parse_args()

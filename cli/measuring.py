@@ -40,6 +40,10 @@ class Measuring:
     plot: Path | None
     records: list[Record] = field(default_factory=list)
 
+    def take(self, record: Record) -> None:
+        """Add a record, in the place of an older one of the same size."""
+        self.records = [known for known in self.records if known.batch_size != record.batch_size] + [record]
+
     @property
     def embeddings(self) -> str:
         """Say where the embeddings come from."""
@@ -90,7 +94,7 @@ def measure(work: Workload, measuring: Measuring) -> int:
         with Stop() as stop, suppress(Stopped), Bar(measuring, stop) as bar:
             show(HEAD)
             for record in measure_sizes(model, work, measuring.sizes, bar):
-                measuring.records.append(record)
+                measuring.take(record)
                 show(table_line(measuring.records, record))
                 _say_left(measuring)
                 _draw(work, measuring)

@@ -9,7 +9,7 @@ from workers.bench import Record, Workload, fastest, recommend, speed_up
 
 HEAD = "batch   rows  pairs  seconds     tok/s  speed-up  pairs/min      peak   planned"
 REPEATED = "*"      # behind the batch size
-FOOTNOTE = f"{REPEATED} slower than the size before: measured again, the median of {{}} is shown"
+FOOTNOTE = f"{REPEATED} one was slower than the size before: both were measured again, and the medians of {{}} count"
 
 
 def table_line(records: Sequence[Record], record: Record) -> str:

@@ -31,6 +31,7 @@ class Tokenizer:
         self.specials: dict[str, int] = {token.content: id_ for id_, token in sorted(added.items())}
         self._silent = frozenset(added).union(eos_token_ids)
         self._byte_of = {character: byte for byte, character in enumerate(_byte_characters())}
+        self._bytes: dict[int, bytes] = {}      # of the tokens that have been asked for
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a rendered prompt; the template brings its own markers, none are added."""
@@ -47,6 +48,11 @@ class Tokenizer:
 
     def token_bytes(self, id_: int) -> bytes:
         """Return the UTF-8 bytes of one token, which may end within a character; none for a marker."""
+        if id_ not in self._bytes:
+            self._bytes[id_] = self._read_bytes(id_)
+        return self._bytes[id_]
+
+    def _read_bytes(self, id_: int) -> bytes:
         token = None if id_ in self._silent else self.token(id_)
         if token is None:
             return b""

@@ -14,9 +14,16 @@ class DatabaseCache:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._known: dict[tuple[Path, int, int, int], str] = {}      # what was found once
 
     def get(self, path: Path, stat: os.stat_result) -> str | None:
         """Return the hash that was put for this file as it is now."""
+        file = path, stat.st_size, stat.st_mtime_ns, stat.st_ino
+        if file not in self._known and (sha256 := self._read(path, stat)) is not None:
+            self._known[file] = sha256
+        return self._known.get(file)
+
+    def _read(self, path: Path, stat: os.stat_result) -> str | None:
         kept = fingerprints.c
         found = select(kept.sha256).where(
             kept.path == str(path), kept.size == stat.st_size, kept.mtime_ns == stat.st_mtime_ns,

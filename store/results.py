@@ -1,7 +1,7 @@
 """Results: written once, by run and position, and read back as a stream however many there are."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = ["COMPARISON_COLUMNS", "Filters", "read_comparisons", "read_result", "
 
 _RANGE = 2_000       # positions a read; short enough that SQLite's log can be folded in between
 _CHUNK = 500         # positions in one statement
+_FIELDS = [field.name for field in fields(Comparison) if field.name != "job"]      # that stands with the pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +130,8 @@ def _write(connection: Connection, run_id: str, new: dict[int, Comparison], repl
 
 
 def _values(run_id: str, row: Comparison) -> dict[str, Any]:
-    """Return the columns of a result; its job stands with the pair."""
-    values = asdict(row)
-    del values["job"]
-    return values | {
+    """Return the columns of a result."""
+    return {name: getattr(row, name) for name in _FIELDS} | {
         "run_id": run_id,
         "token_ids": np.array(row.token_ids, "<u4").tobytes(),
         "generated_tokens": len(row.token_ids),

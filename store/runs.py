@@ -6,6 +6,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Executable, Row, Select, func, insert, select, update
@@ -151,6 +152,7 @@ def _insert(connection: Connection, statement: Executable, rows: Iterable[dict[s
         connection.execute(statement, chunk)
 
 
+@cache
 def _newest_first() -> Select[Any]:
     """Select all runs with their state, the latest first."""
     joined = runs.join(run_summary, run_summary.c.run_id == runs.c.id)

@@ -196,16 +196,17 @@ def measure_as(monkeypatch: pytest.MonkeyPatch, script: Sequence[Record]) -> tup
     return list(measure_sizes(make_engine().model, open_small(), sizes)), again_of
 
 
-def test_a_fall_of_more_than_5_percent_is_measured_three_times_more_for_the_median(
+def test_after_a_fall_of_more_than_5_percent_both_sizes_are_measured_three_times_more_for_the_medians(
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = [made_up(1, 100), made_up(2, 94), made_up(2, 99, peak=300), made_up(2, 70), made_up(2, 98, peak=200),
-              made_up(4, 94)]
+    script = [made_up(1, 100), made_up(2, 94), made_up(1, 97), made_up(2, 99, peak=300), made_up(1, 90),
+              made_up(2, 70), made_up(1, 96), made_up(2, 98, peak=200), made_up(4, 94)]
 
     records, again = measure_as(monkeypatch, script)
 
-    assert records == [script[0], replace(script[4], repeats=3, peak_bytes=300), script[5]]
-    assert again == [False, False, True, True, True, False]
+    assert records == [script[0], replace(script[6], repeats=3), replace(script[7], repeats=3, peak_bytes=300),
+                       script[8]]
+    assert again == [False, False, *[True] * 6, False]
 
 
 def test_a_fall_of_less_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:

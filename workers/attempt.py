@@ -4,7 +4,7 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property
 
 from jobs.limits import Limits
 from store.clock import now
@@ -12,7 +12,7 @@ from store.database import Database
 from store.errors import EmbeddingsError
 from store.records import Comparison, Pair, Run
 from store.results import record_results
-from workers.reading import in_order, read_ahead, read_row
+from workers.reading import in_order, read_ahead, row_reader
 from workers.report import Reporter
 from workers.rows import Row, Token
 from workers.session import Loaded, Session
@@ -60,7 +60,7 @@ class Attempt:
     def __exit__(self, *_: object) -> None:
         self.record()
 
-    @property
+    @cached_property
     def limits(self) -> Limits:
         """Return what the engine may hold for this job."""
         return self.loaded.limits(len(self.pairs))
@@ -72,7 +72,7 @@ class Attempt:
         """
         slice_ = self.limits.rows
         pairs = in_order(self.pairs, self.loaded.inputs)
-        with closing(read_ahead(pairs, partial(read_row, self.run, self.loaded.inputs))) as read:
+        with closing(read_ahead(pairs, row_reader(self.run, self.loaded.inputs))) as read:
             for place, (pair, row) in enumerate(read):
                 if place >= slice_ and stop.requested:
                     return

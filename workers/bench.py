@@ -138,13 +138,17 @@ def measure_sizes(
     """Yield a record for each batch size; sizes ascend. Each begins with no prefixes, after an uncounted warm-up.
 
     Every answer has exactly `max_tokens` tokens: none ends an answer here, so that all sizes do the same work.
-    A rate that falls from one size to the next by more than FALL is measured REPEATS times more, for the median.
+    Where a rate falls from one size to the next by more than FALL, both are measured REPEATS times more, in turn, for
+    the medians, and the smaller size has a second record, which counts.
     """
     watch, before = watch or Watch(), None
     for size in sizes:
         record = _measure(model, work, size, watch, again=False)
         if before is not None and has_fallen(before, record):
-            record = _median([_measure(model, work, size, watch, again=True) for _ in range(REPEATS)])
+            both = [[_measure(model, work, one, watch, again=True) for one in (before.batch_size, size)]
+                    for _ in range(REPEATS)]
+            before, record = map(_median, zip(*both, strict=True))
+            yield before
         yield record
         before = record
 

@@ -45,6 +45,8 @@ def run_worker(database: Database, queue: JobQueue, options: Options, stop: Stop
 
 def _prepare(database: Database, session: Session, ticket: Ticket) -> None:
     """Load the model of a ticket's run before the ticket is taken."""
+    if session.holds(ticket.run_id):
+        return
     try:
         run = find_run(database, ticket.run_id)
     except RunError:

@@ -41,7 +41,7 @@ class Session:
         memory_limit: int | None = None,
     ) -> None:
         """Hold MLX to `memory_limit` bytes, or to what the device has; raise SettingsError where it has less."""
-        self._database = database
+        self._hashes = DatabaseCache(database)
         self._weights, self._embeds = weights, embeds
         self._reporter = reporter
         self._limit = device.memory_limit(memory_limit)
@@ -49,6 +49,10 @@ class Session:
         self._opened: tuple[str, Inputs, MemoryPlan] | None = None      # of the run with this id
         self._model: str | None = None           # fingerprint of the checkpoint that the engine came from
         self._engine: Engine | None = None
+
+    def holds(self, run_id: str) -> bool:
+        """Say whether this run's model is here; whether its files are still the same, only `prepare` knows."""
+        return self._engine is not None and self._opened is not None and self._opened[0] == run_id
 
     def prepare(self, run: Run) -> Loaded:
         """Load what this run needs, unless it is here; raise DiptychError where the files are no longer the run's."""
@@ -82,10 +86,9 @@ class Session:
 
     def _check_unchanged(self, run: Run, inputs: Inputs) -> None:
         """A run never mixes configurations."""
-        cache = DatabaseCache(self._database)
-        _expect(fingerprint(inputs.checkpoint.files, cache), run.model_fingerprint, WeightsError,
+        _expect(fingerprint(inputs.checkpoint.files, self._hashes), run.model_fingerprint, WeightsError,
                 f"{inputs.checkpoint.folder}: the checkpoint is not the one that run {run.id} was enqueued with")
-        _expect(inputs.embeddings.fingerprint(cache), run.embeddings_fingerprint, EmbeddingsError,
+        _expect(inputs.embeddings.fingerprint(self._hashes), run.embeddings_fingerprint, EmbeddingsError,
                 f"{inputs.embeddings.folder}: the embeddings are not those that run {run.id} was enqueued with")
 
 

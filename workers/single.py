@@ -15,7 +15,7 @@ from store.results import read_result
 from workers import device
 from workers.engine import Engine
 from workers.model.load import load_text_model
-from workers.reading import in_order, read_row
+from workers.reading import in_order, row_reader
 from workers.report import Reporter
 from workers.rows import Image, Row
 from workers.session import Session
@@ -116,7 +116,7 @@ def _recorded(database: Database, run: Run, position: int) -> Comparison:
 
 def _replay(session: Session, run: Run, recorded: Comparison, pairs: Sequence[Pair]) -> Replay:
     loaded = session.prepare(run)
-    rows = (read_row(run, loaded.inputs, pair) for pair in in_order(pairs, loaded.inputs))
+    rows = map(row_reader(run, loaded.inputs), in_order(pairs, loaded.inputs))
     limits = loaded.limits(min(len(pairs), recorded.batch_size))
     steps = loaded.engine.generate(loaded.inputs.prompt, rows, run.sampling, limits)
     tokens = tuple(token.id for step in steps for token in step if token.key == recorded.position)
