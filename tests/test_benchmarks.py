@@ -10,6 +10,7 @@ from typing import Any
 
 import contender
 import pytest
+import report
 from blas import BlasError, check_loaded, describe_blas, find_blas, with_blas
 from bound import count_flops, share_computed
 from contender import Contender, ContenderError, Kind
@@ -106,6 +107,14 @@ def test_the_table_names_machine_blas_and_versions_once() -> None:
 
 def test_the_table_of_prompt_tokens_has_the_formula_beside_the_count() -> None:
     assert "| 2 | 250.0 | 0.625 | 0.625 |" in render(measured())
+
+
+def test_the_page_has_the_tables_of_the_figures_that_were_measured() -> None:
+    page = report.PAGE.read_text(encoding="utf-8")
+
+    assert page == report.filled(page)
+    for name in ("throughput", "sizes", "busy"):
+        assert f"<!-- {name} -->\n" in page
 
 
 def test_a_contender_that_is_left_out_leaves_its_ratio_empty() -> None:

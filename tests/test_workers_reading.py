@@ -4,13 +4,17 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
-from reference import make_prompt, make_rows
+import numpy as np
+from reference import make_engine, make_prompt, make_rows
 
 from jobs.inputs import Inputs
+from store.embeddings import open_embeddings
 from store.errors import EmbeddingsError
 from store.records import Pair
-from workers.reading import in_order, read_ahead
+from workers.reading import in_order, read_ahead, row_reader
 from workers.rows import Row
 
 PAIRS = [Pair(position, a, b, seed=position, job=0) for position, (a, b) in enumerate([(2, 0), (1, 3), (2, 1), (1, 0)])]
@@ -50,18 +54,30 @@ def test_every_pair_comes_in_its_order_and_an_unreadable_one_with_its_error() ->
 
 
 def test_rows_are_read_before_they_are_asked_for_but_not_all_of_them() -> None:
-    calls, second = list[int](), threading.Event()
+    calls, fourth = list[int](), threading.Event()
 
     def read(pair: Pair) -> Row:
         calls.append(pair.position)
-        if pair.position == 2:
-            second.set()
+        if pair.position == 3:
+            fourth.set()
         return make_rows()[0]
 
-    with closing(read_ahead(PAIRS, read, ahead=3)) as rows:
+    pairs = [replace(PAIRS[0], position=position) for position in range(8)]
+    with closing(read_ahead(pairs, read, ahead=4)) as rows:
         next(rows)
-        assert second.wait(60)      # while nobody asks
-        assert calls == [0, 1, 2]
+        assert fourth.wait(60)      # while nobody asks
+        assert calls == [0, 1, 2, 3]
+
+
+def test_an_image_that_pairs_have_in_common_is_read_once(embeddings: Path) -> None:
+    opened = open_embeddings(embeddings, hidden=make_engine().model.config.hidden_size)
+    read = row_reader(SimpleNamespace(embeddings_fingerprint="e"), replace(inputs("?"), embeddings=opened))
+
+    first, second = (read(Pair(position, 1, b, seed=7, job=0)) for position, b in enumerate((2, 3)))
+
+    assert first.image_a is second.image_a
+    assert first.image_a.key != first.image_b.key
+    np.testing.assert_array_equal(second.image_b.embeddings, opened.read(3))
 
 
 def test_leaving_early_ends_the_reading() -> None:
