@@ -19,19 +19,23 @@ MEASURED, PAGE = HERE / "measured", HERE.parent / "docs" / "performance.md"
 
 def sizes(result: Mapping[str, Any]) -> str:
     """Write what `diptych bench --json` has measured, and its recommendation."""
+    again = any(size["repeats"] for size in result["sizes"])
     heads = ["batch", "rows side by side", "pairs", "tok/s", "speed-up", "comparisons per minute", "peak memory",
              "planned", "peak / planned"]
     lines = [[f"{size['batch_size']}", f"{size['rows']}", f"{size['pairs']}", f"{size['tokens_per_second']:.1f}",
               f"{size['speed_up']:.2f}", f"{size['comparisons_per_minute']:.1f}", f"{size['peak_bytes'] / 1e9:.2f} GB",
               f"{size['planned_bytes'] / 1e9:.2f} GB", f"{size['peak_bytes'] / size['planned_bytes']:.2f}"]
              for size in result["sizes"]]
-    return f"{markdown(heads, lines)}\n\n{result['recommendation']}"
+    note = "After a fall of more than 5 % both sizes were measured again, for medians.\n\n" if again else ""
+    return f"{markdown(heads, lines)}\n\n{note}{result['recommendation']}"
 
 
 def busy(result: Mapping[str, Any]) -> str:
     """Write what busy.py has measured."""
-    return (f"{result['pairs']:,} pairs in jobs of {result['batch_size']} through queue and store, on the small model "
-            f"that ships: {result['engine_share']:.1%} of {result['wall_s']:.0f} s were spent in the engine.")
+    heads = ["pairs in a job", "pairs", "seconds", "in the engine", "share"]
+    lines = [[f"{one['batch_size']}", f"{one['pairs']:,}", f"{one['wall_s']:.1f}", f"{one['engine_s']:.1f}",
+              f"{one['engine_share']:.1%}"] for one in result["shares"]]
+    return markdown(heads, lines)
 
 
 def fill(page: str, name: str, text: str) -> str:

@@ -114,7 +114,8 @@ def test_every_size_does_the_same_work_and_begins_without_prefixes() -> None:
 
     records = list(measure_sizes(make_engine().model, work, (1, 2, 4), ear))
 
-    assert [(record.batch_size, record.rows) for record in records] == [(1, 1), (2, 2), (4, 4)]
+    # Where a rate has fallen, by chance, the smaller size has a second record.
+    assert {record.batch_size: record.rows for record in records} == {1: 1, 2: 2, 4: 4}
     assert {record.pairs for record in records} == {32}
     assert {record.tokens for record in records} == {32 * 2}
     assert {record.prompt_tokens for record in records} == {4 * prefix + 32 * (whole - prefix)}

@@ -1,5 +1,6 @@
 """A worker from start to end: what becomes of runs that fail, block the others, or have lost their tickets."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from jobs.inputs import Settings
 from jobs.queue import JobQueue, Ticket, connect
 from jobs.resume import resume
 from store.database import Database
-from store.errors import EmbeddingsError
+from store.errors import EmbeddingsError, WeightsError
 from store.records import Run, Sampling
 from store.results import record_results
 from store.runs import cancel_run, find_run
@@ -94,6 +95,28 @@ def test_a_run_that_cannot_be_prepared_is_named_with_the_way_past_it(
     with pytest.raises(EmbeddingsError, match=f"`diptych cancel {good.id}`"):
         burst(database, queue)
     assert {ticket.run_id for ticket in queue.waiting()} == {good.id}
+
+
+@pytest.mark.parametrize(("folder", "error"), [("embeddings_512", EmbeddingsError), ("vision_weights", WeightsError)])
+def test_files_that_vanish_between_two_jobs_of_a_run_cost_no_pair(
+    database: Database, queue: JobQueue, workspace: Path, folder: str, error: type[Exception]
+) -> None:
+    weights = (workspace / "vision_weights").resolve()
+    (workspace / "vision_weights").unlink()
+    shutil.copytree(weights, workspace / "vision_weights")
+    run = enqueue(database, queue, workspace)
+
+    class Ejects(Reporter):
+        def finished(self, *_: object) -> None:
+            (workspace / folder).rename(workspace / "ejected")
+
+    with pytest.raises(error, match=f"No such file.*put the files back.*`diptych cancel {run.id}` drops the run$"):
+        run_worker(database, queue, Options(burst=True), Stop(), Ejects())
+
+    found = find_run(database, run.id)
+    assert (found.done, found.failed, queue.waiting()) == (4, 0, [Ticket(run.id, 1)])
+    (workspace / "ejected").rename(workspace / folder)
+    assert burst(database, queue) == Work(done=1)
 
 
 def test_runs_with_planned_pairs_and_no_ticket_for_them_are_left_behind(database: Database, queue: JobQueue) -> None:

@@ -18,6 +18,7 @@ from store.checkpoint import Checkpoint, open_checkpoint
 from store.records import Sampling
 from workers.engine import Engine
 from workers.model.text import TextModel
+from workers.prefill import Counts, Prefill, PrefixCache
 from workers.rows import Image, Row
 
 RANDOM = Path("random")      # instead of a folder: embeddings are drawn
@@ -185,8 +186,7 @@ def _measure(model: TextModel, work: Workload, batch_size: int, watch: Watch, *,
 
 def _warm_up(model: TextModel, work: Workload, rows: Sequence[Row], limits: Limits, watch: Watch) -> None:
     """Run a chunk of prefill and a step: a GPU compiles its kernels when they are first used."""
-    suffix = len(work.prompt.token_ids) - work.prompt.spans[0][1]      # tokens
-    chunk = rows[: min(limits.rows, max(1, limits.chunk_tokens // suffix))]
+    chunk = rows[: min(limits.rows, Prefill(model, work.prompt, limits, PrefixCache(), Counts()).rows)]
     brief = replace(work, sampling=replace(work.sampling, max_tokens=min(2, work.sampling.max_tokens)))
     _run(Engine(model, ()), brief, chunk, limits, lambda _: watch.computed(0))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.queue import JobQueue, Ticket
 from store.database import Database
-from store.errors import DiptychError, RunError
+from store.errors import RunError
 from store.jobs import unfinished_jobs
 from store.records import Run
 from store.runs import find_run, list_runs
@@ -17,7 +17,7 @@ from workers.device import device_name
 from workers.report import Reporter
 from workers.session import Session
 from workers.stop import Stop
-from workers.tasks import compare_job, give_up_job
+from workers.tasks import compare_job, give_up_job, prepare_run
 from workers.worker import Work, work
 
 
@@ -51,12 +51,8 @@ def _prepare(database: Database, session: Session, ticket: Ticket) -> None:
         run = find_run(database, ticket.run_id)
     except RunError:
         return      # a ticket of no run of ours: the job itself says so, and is dropped
-    if run.state == "cancelled":
-        return
-    try:
-        session.prepare(run)
-    except DiptychError as error:      # whatever runs wait behind this one
-        raise type(error)(f"{error}; `diptych cancel {run.id}` drops the run") from error
+    if run.state != "cancelled":
+        prepare_run(session, run)
 
 
 def left_behind(database: Database, queue: JobQueue) -> list[Run]:

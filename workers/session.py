@@ -1,5 +1,6 @@
 """One model in memory, and beside it what the run in hand needs: embeddings, prompt, tokenizer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,13 +50,15 @@ class Session:
         self._opened: tuple[str, Inputs, MemoryPlan] | None = None      # of the run with this id
         self._model: str | None = None           # fingerprint of the checkpoint that the engine came from
         self._engine: Engine | None = None
+        self._ready: str | None = None           # id of the run that was prepared last
 
     def holds(self, run_id: str) -> bool:
-        """Say whether this run's model is here; whether its files are still the same, only `prepare` knows."""
-        return self._engine is not None and self._opened is not None and self._opened[0] == run_id
+        """Say whether all that this run needs is here; whether its files are still the same, only `prepare` knows."""
+        return self._ready == run_id
 
     def prepare(self, run: Run) -> Loaded:
         """Load what this run needs, unless it is here; raise DiptychError where the files are no longer the run's."""
+        self._ready = None
         inputs, plan = self._open(run)
         self._check_unchanged(run, inputs)
         if self._engine is None or self._model != run.model_fingerprint:
@@ -63,6 +66,7 @@ class Session:
             self._reporter.loading(run)
             self._engine = Engine(load_text_model(inputs.checkpoint), inputs.checkpoint.eos_token_ids)
             self._model = run.model_fingerprint
+        self._ready = run.id
         return Loaded(inputs, self._engine, plan)
 
     def _open(self, run: Run) -> tuple[Inputs, MemoryPlan]:
@@ -86,13 +90,19 @@ class Session:
 
     def _check_unchanged(self, run: Run, inputs: Inputs) -> None:
         """A run never mixes configurations."""
-        _expect(fingerprint(inputs.checkpoint.files, self._hashes), run.model_fingerprint, WeightsError,
-                f"{inputs.checkpoint.folder}: the checkpoint is not the one that run {run.id} was enqueued with")
-        _expect(inputs.embeddings.fingerprint(self._hashes), run.embeddings_fingerprint, EmbeddingsError,
-                f"{inputs.embeddings.folder}: the embeddings are not those that run {run.id} was enqueued with")
+        checkpoint, embeddings = inputs.checkpoint, inputs.embeddings
+        _expect(lambda: fingerprint(checkpoint.files, self._hashes), run.model_fingerprint, WeightsError,
+                f"{checkpoint.folder}: the checkpoint is not the one that run {run.id} was enqueued with")
+        _expect(lambda: embeddings.fingerprint(self._hashes), run.embeddings_fingerprint, EmbeddingsError,
+                f"{embeddings.folder}: the embeddings are not those that run {run.id} was enqueued with")
 
 
-def _expect(found: str, recorded: str, error: type[DiptychError], what: str) -> None:
-    if found != recorded:
-        raise error(f"{what}: expected fingerprint {recorded[:12]}, found {found[:12]}; put the files back, name where "
+def _expect(read: Callable[[], str], recorded: str, error: type[DiptychError], what: str) -> None:
+    try:
+        now = read()
+        found = None if now == recorded else now[:12]
+    except OSError as lost:      # the disk was ejected, say
+        found = str(lost)
+    if found is not None:
+        raise error(f"{what}: expected fingerprint {recorded[:12]}, found {found}; put the files back, name where "
                     "they are with --weights or --embeds, or enqueue the pairs anew")

@@ -8,11 +8,13 @@ from functools import partial
 
 from store.clock import now
 from store.database import Database
+from store.errors import DiptychError
 from store.jobs import done_positions, end_job, finish_job, open_positions, read_pairs, release_job, start_job
 from store.records import Comparison, Run
 from store.results import record_results
 from store.runs import find_run, is_cancelled
 from workers.attempt import Attempt, Workplace
+from workers.session import Loaded, Session
 from workers.stop import Cancelled, Stop, Stopped
 
 logger = logging.getLogger("diptych.worker")
@@ -35,7 +37,7 @@ def compare_job(place: Workplace, run_id: str, job: int) -> None:
     if pairs and final.issuperset(pair.position for pair in pairs):
         end_job(place.database, run_id, job)
         return
-    loaded = place.session.prepare(run)
+    loaded = prepare_run(place.session, run)
     attempt = start_job(place.database, run_id, job, place.worker)
     place.reporter.started(run, job, len(pairs))
     began = time.monotonic()
@@ -49,6 +51,14 @@ def compare_job(place: Workplace, run_id: str, job: int) -> None:
     else:
         release_job(place.database, run_id, job)
         raise cancelled
+
+
+def prepare_run(session: Session, run: Run) -> Loaded:
+    """Load what a run needs; raise DiptychError with the way past it, for other runs wait behind this one."""
+    try:
+        return session.prepare(run)
+    except DiptychError as error:
+        raise type(error)(f"{error}; `diptych cancel {run.id}` drops the run") from error
 
 
 def _is_lifted(database: Database, run_id: str) -> bool:
