@@ -140,7 +140,7 @@ def batch_size_option(default: int) -> Callable[[Command], Command]:
     """Accept --batch-size with the ancestor's variable."""
     return click.option("--batch-size", type=click.IntRange(1, LARGEST_BATCH), envvar="GLM_BATCH_SIZE",
                         show_envvar=True, default=default, show_default=True,
-                        help="Pairs of a job, computed side by side; a job that is left in the middle is computed again.")
+                        help="Pairs of a job, computed side by side; a job left in the middle is computed again.")
 
 
 def seed_option(text: str) -> Callable[[Command], Command]:
