@@ -23,6 +23,7 @@ from jobs.sizes import format_size
 from store import demo
 from store.errors import SettingsError
 from store.fingerprint import fingerprint
+from workers.awake import awake
 from workers.bench import RANDOM, REPEATS, Record, Watch, Workload, measure_sizes, pairs_of, seconds_left
 from workers.device import device_name
 from workers.model.load import load_text_model
@@ -91,7 +92,7 @@ def measure(work: Workload, measuring: Measuring) -> int:
     model = load_text_model(work.checkpoint)
     show = _make_show(measuring)
     try:
-        with Stop() as stop, suppress(Stopped), Bar(measuring, stop) as bar:
+        with awake(), Stop() as stop, suppress(Stopped), Bar(measuring, stop) as bar:
             show(HEAD)
             for record in measure_sizes(model, work, measuring.sizes, bar):
                 measuring.take(record)

@@ -38,10 +38,11 @@ def command(
     """
     from cli.progress import make_bar
     from store.checkpoint import open_checkpoint
+    from workers.awake import awake
     from workers.precompute import precompute
 
     checkpoint = open_checkpoint(weights)
-    with make_bar(quiet=values.quiet) as bar:
+    with awake(), make_bar(quiet=values.quiet) as bar:
         task = bar.add_task("images", total=None)
         made = precompute(source, output, checkpoint, batch_size=batch_size, side=image_size, fit=fit,
                           progress=lambda done, total: bar.update(task, completed=done, total=total))

@@ -46,6 +46,8 @@ def check_digits(ctx: click.Context | None, param: click.Parameter | None, value
 @click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl", "parquet"]), default=None,
               help="parquet needs the extra of that name, and -o.  [default: what -o ends in, else table]")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="A file instead of stdout.")
+@click.option("--spreadsheet", is_flag=True,
+              help="With csv: put ' before what a spreadsheet would take for a formula.")
 @click.option("--pair", type=PairType(), help="Only this pair of indices.")
 @click.option("--image", metavar="X", callback=check_digits,
               help="Only pairs with this image: an index, or a name in filenames.txt.")
@@ -55,7 +57,8 @@ def check_digits(ctx: click.Context | None, param: click.Parameter | None, value
               help=f"At most so many.  [table: {TABLE_ROWS}; else: all]")
 @pass_globals
 def command(
-    values: Globals, run: str | None, form: str | None, output: Path | None, limit: int | None, **filters: Any
+    values: Globals, run: str | None, form: str | None, output: Path | None, spreadsheet: bool, limit: int | None,
+    **filters: Any,
 ) -> None:
     """Show the pairs of RUN with what the model wrote (an id, a unique beginning of one, or a name; default: latest).
 
@@ -68,15 +71,20 @@ def command(
       diptych results --contains sharper --limit 10
     """
     from store.database import open_database
+    from store.export import defuse
     from store.results import Filters, read_comparisons
     from store.runs import find_run
 
     form = form or form_of(output)
     check_output(form, output)
+    if spreadsheet and form != "csv":
+        raise click.UsageError(f"--spreadsheet: expected --format csv, found {form}; leave one of them out")
     most = limit or (TABLE_ROWS if form == "table" and output is None else None)
     with open_database(values.db, create=False) as database:
         found = find_run(database, run)
         rows = read_comparisons(database, found.id, Filters(**filters, limit=most))
+        if spreadsheet:
+            rows = map(defuse, rows)
         written = _write(rows, form, output)
     sys.stdout.flush()      # before the summary, where both go to one place
     if not values.quiet:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from store.records import Run
     from workers.service import Options
     from workers.stop import Stop
+    from workers.worker import Work
 
 FAILED, INTERRUPTED = 1, 130      # exit statuses
 
@@ -28,10 +29,11 @@ def work_off(values: Globals, options: "Options") -> int:
           Stop() as stop, WorkBar(quiet=values.quiet) as bar):
         if not options.burst:
             say(values, f"waiting for jobs in {database.location}; Ctrl-C ends it")
-        run_worker(database, queue, options, stop, bar)
+        work = run_worker(database, queue, options, stop, bar)
         missing = left_behind(database, queue) if options.burst and not stop.requested else []
+    refuse_idleness(work)
     say_lost(values, missing)
-    return exit_status(stop, failed=bool(missing or bar.failed))
+    return exit_status(stop, failed=bool(missing or bar.failed or work.passed_over))
 
 
 def batch_generate(values: Globals, plan: "Plan", *, print_texts: bool) -> int:
@@ -53,10 +55,17 @@ def batch_generate(values: Globals, plan: "Plan", *, print_texts: bool) -> int:
         if ahead:
             say(values, f"{ahead:,} jobs of other runs come first")
         with (PrintedTexts(run.id, quiet=values.quiet) if print_texts else WorkBar(quiet=values.quiet)) as bar:
-            run_worker(database, queue, Options(burst=True), stop, bar)
+            work = run_worker(database, queue, Options(burst=True), stop, bar)
         run = find_run(database, run.id)
+    refuse_idleness(work)
     say_outcome(values, run)
     return exit_status(stop, failed=bool(run.pending or run.failed))
+
+
+def refuse_idleness(work: "Work") -> None:
+    """Raise what keeps the worker from its runs, where that was all it met."""
+    if work.passed_over and not work.done:
+        raise next(iter(work.passed_over.values()))
 
 
 def exit_status(stop: "Stop", *, failed: bool) -> int:

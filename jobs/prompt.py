@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.template import render
+from jobs.template import Content, render
 from jobs.tokenizer import END_THINK, THINK, Tokenizer
 from store.checkpoint import Checkpoint
 from store.errors import SettingsError, WeightsError
@@ -36,13 +36,13 @@ def build_prompt(
     `<image_a>` and `<image_b>` say where the images go; a text with neither comes after image A and image B.
     """
     content, images = _content(text, tokenizer)
-    rendered = render(checkpoint.chat_template, content, thinking=thinking)
+    rendered, plain = render(checkpoint.chat_template, [content, _plain(content)], thinking=thinking)
     single = tokenizer.encode(rendered)
     places = [place for place, id_ in enumerate(single) if id_ == checkpoint.image_token_id]
     if len(places) != 2:
         raise WeightsError(f"{checkpoint.folder}: chat template: expected it to place 2 images, found {len(places)}; "
                            "is it the template of a model that takes images?")
-    _check_markers(checkpoint, tokenizer, content, single, thinking=thinking)
+    _check_markers(tokenizer, single, tokenizer.encode(plain))
     size = grid[0] * grid[1]
     first, second = places[0], places[1] + size - 1
     block = [checkpoint.image_token_id] * size
@@ -54,7 +54,7 @@ def build_prompt(
     )
 
 
-def _content(text: str, tokenizer: Tokenizer) -> tuple[list[dict[str, str]], tuple[Image, Image]]:
+def _content(text: str, tokenizer: Tokenizer) -> tuple[Content, tuple[Image, Image]]:
     """Divide a text at its image markers into the parts of a message."""
     _check_text(text, tokenizer)
     parts = re.split("(<image_[ab]>)", text)
@@ -81,14 +81,15 @@ def _check_text(text: str, tokenizer: Tokenizer) -> None:
                                 "write it otherwise (images are <image_a> and <image_b>)")
 
 
-def _check_markers(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, content: list[dict[str, str]], ids: list[int], *, thinking: bool,
-) -> None:
+def _plain(content: Content) -> Content:
+    """Return the same message with texts that can be no special token."""
+    return [{"type": "text", "text": "x"} if part["type"] == "text" else part for part in content]
+
+
+def _check_markers(tokenizer: Tokenizer, ids: list[int], plain: list[int]) -> None:
     """Refuse a text that becomes a special token only with the template around it, or after normalizing."""
-    plain = [{"type": "text", "text": "x"} if part["type"] == "text" else part for part in content]
-    template = tokenizer.encode(render(checkpoint.chat_template, plain, thinking=thinking))
     markers = set(tokenizer.specials.values())
-    if [id_ for id_ in ids if id_ in markers] != [id_ for id_ in template if id_ in markers]:
+    if [id_ for id_ in ids if id_ in markers] != [id_ for id_ in plain if id_ in markers]:
         raise SettingsError("prompt: expected plain text, found one that forms a special token of the model together "
                             "with the chat template; write it otherwise")
 

@@ -5,9 +5,9 @@ It may lose tickets and deliver one twice; neither does harm.
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import redis
 from redis.client import Pipeline
@@ -58,13 +58,6 @@ class Lease:
     job_id: str
     execution_id: str
     expires: float         # seconds since the epoch
-
-
-class Rescued(NamedTuple):
-    """The tickets that dead workers have left."""
-
-    back: list[Ticket]
-    failed: list[Ticket]      # their retries are used up
 
 
 def asking(method: Callable[Concatenate["JobQueue", P], T]) -> Callable[Concatenate["JobQueue", P], T]:
@@ -149,15 +142,25 @@ class JobQueue:
         return list(readable_tickets(entries))
 
     @asking
-    def next(self) -> Ticket | Refusal | None:
-        """Look at the ticket that a worker would take next, or at what stands in its place; None when none waits."""
-        entry = self.connection.lindex(self.rq.key, 0)
+    def next(self, passed_over: Collection[str] = ()) -> Ticket | Refusal | None:
+        """Look at the ticket that a worker would take next, or at what stands in its place; None when none waits.
+
+        Tickets of the runs that are passed over wait for another worker.
+        """
+        entry = next((entry for entry in self._entries() if not _is_of(entry, passed_over)), None)
         if entry is None:
             return None
         try:
             return self.fetch(parse_ticket_id(entry)).ticket
         except NoSuchJobError as error:
             return Refusal(entry, str(error))
+
+    def _entries(self) -> Iterator[bytes]:
+        """Read what waits, the next one first, and no more than is looked at."""
+        start, size = 0, 1
+        while entries := self.connection.lrange(self.rq.key, start, start + size - 1):
+            yield from cast("list[bytes]", entries)
+            start, size = start + len(entries), CHUNK
 
     def fetch(self, ticket: Ticket, job_class: type[TicketJob] = TicketJob) -> TicketJob:
         """Read a ticket's job; raises TicketError when what is there is none of ours."""
@@ -200,13 +203,14 @@ class JobQueue:
         return self.transact(settle, self.rq.key)
 
     @asking
-    def rescue(self, is_dead: Callable[[str], bool]) -> Rescued:
-        """Put the tickets of dead workers and expired leases back, at the front; each time costs the job a retry.
+    def rescue(self, is_dead: Callable[[str], bool]) -> list[Ticket]:
+        """Put the tickets of dead workers and expired leases back, at the front, and return them.
 
-        is_dead says of a worker's name whether that worker is gone, whatever its lease. A ticket without retries fails.
+        is_dead says of a worker's name whether that worker is gone, whatever its lease. It costs a ticket no retry: the
+        database counts the deaths, and knows which pair they are of.
         """
 
-        def settle(pipe: Pipeline) -> list[tuple[Ticket, bool]]:
+        def settle(pipe: Pipeline) -> list[Ticket]:
             leases = self._leases()
             lost = [lease for lease in leases if self._is_lost(lease, is_dead)]
             held = {lease.job_id for lease in leases if lease not in lost}
@@ -214,12 +218,14 @@ class JobQueue:
             pipe.multi()
             for lease in lost:
                 pipe.zrem(self.rq.started_job_registry.key, lease.entry)
-            return [(job.ticket, self.retry(job, pipe, at_front=True)) for job in jobs]
+            for job in jobs:
+                self.put_back(job, pipe)
+            return [job.ticket for job in jobs]
 
         rescued = self.transact(settle, self.rq.started_job_registry.key)
-        for ticket, is_back in rescued:
-            logger.warning("the worker of job %s is gone: %s", ticket.id, "back on the queue" if is_back else "failed")
-        return Rescued(*([ticket for ticket, is_back in rescued if is_back is wanted] for wanted in (True, False)))
+        for ticket in rescued:
+            logger.warning("the worker of job %s is gone: back on the queue", ticket.id)
+        return rescued
 
     def transact(self, settle: Callable[[Pipeline], T], *watched: str) -> T:
         """Read, then write in one transaction; again from the start when a watched key has changed in between."""
@@ -229,13 +235,13 @@ class JobQueue:
         )
         return cast("T", result)
 
-    def retry(self, job: TicketJob, pipe: Pipeline, *, at_front: bool) -> bool:
-        """Write a job back to the queue, or, when its retries are used up, to the failed ones; say which."""
+    def retry(self, job: TicketJob, pipe: Pipeline) -> bool:
+        """Write a job to the end of the queue, or, when its retries are used up, to the failed ones; say which."""
         if not job.retries_left:
             job.set_status(JobStatus.FAILED, pipeline=pipe)
             self.rq.failed_job_registry.add(job, ttl=FAILURE_TTL, pipeline=pipe)
             return False
-        job.enqueue_at_front_on_retry = at_front
+        job.enqueue_at_front_on_retry = False
         job.retry(self.rq, pipe)
         return True
 
@@ -265,6 +271,10 @@ class JobQueue:
                 continue
             if job.get_status(refresh=False) == JobStatus.STARTED:
                 yield job
+
+
+def _is_of(entry: bytes, run_ids: Collection[str]) -> bool:
+    return bool(run_ids) and any(ticket.run_id in run_ids for ticket in readable_tickets([entry]))
 
 
 def read_leases(entries: Iterable[tuple[bytes, float]]) -> list[Lease]:

@@ -7,6 +7,7 @@ from jobs.delivery import open_queue, put_back
 from jobs.queue import JobQueue
 from jobs.server import running_server
 from store.database import Database
+from store.deaths import forget_deaths
 from store.records import Run
 from store.runs import cancel_run, lift_cancel
 
@@ -21,11 +22,12 @@ class Resumed:
 
 
 def resume(database: Database, queue: JobQueue, run: Run, *, retry_failed: bool = False) -> Resumed:
-    """Lift a cancel and put back on the queue what is planned and not done. Doing it twice does no harm.
+    """Lift a cancel, forget deaths, and put back on the queue what is planned and not done. Twice does no harm.
 
     With `retry_failed` the pairs that failed are to be done again; the run is unfinished until they are.
     """
     lift_cancel(database, run.id)
+    forget_deaths(database, run.id)
     if retry_failed:
         store.jobs.retry_failed(database, run.id)
     return Resumed(pending=run.pending, failed=run.failed, put_back=put_back(database, queue, run))

@@ -1,49 +1,47 @@
-"""A checkpoint's chat template, rendered in jinja2's sandbox as transformers renders it."""
+"""A checkpoint's chat template, rendered as transformers renders it, in a process of its own with limits."""
 
-import datetime
 import json
-from typing import Any, NoReturn
-
-from jinja2.exceptions import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from store.errors import WeightsError
 
+SANDBOX = Path(__file__).with_name("sandbox.py")
+SECONDS = 20      # of wall time; the process itself has less of processor time
 
-def render(template: str, content: list[dict[str, str]], *, thinking: bool) -> str:
-    """Render one user message, up to where the model answers; raise WeightsError for a template that does not.
+Content = list[dict[str, str]]      # of a message: {"type": "image"} and {"type": "text", "text": ...}
 
-    `content` is a list of {"type": "image"} and {"type": "text", "text": ...}.
+
+def render(template: str, contents: Sequence[Content], *, thinking: bool) -> list[str]:
+    """Render one user message of each content, up to where the model answers.
+
+    Raises WeightsError for a template that does not, takes too long, or makes too much.
     """
-    messages = [{"role": "user", "content": content}]
+    variables = [{"messages": [{"role": "user", "content": content}], "tools": None, "documents": None,
+                  "add_generation_prompt": True, "enable_thinking": thinking} for content in contents]
+    answer = _ask({"template": template, "variables": variables})
+    if "error" in answer:
+        raise _refused(answer["error"])
+    rendered: list[str] = answer["rendered"]
+    return rendered
+
+
+def _ask(request: dict[str, Any]) -> dict[str, Any]:
     try:
-        return _environment().from_string(template).render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=True, enable_thinking=thinking,
-        )
-    except Exception as error:      # a template is a program: it can divide by zero, recurse, call a number
-        raise WeightsError(f"chat template: expected one that renders a user message with two images, found "
-                           f"{type(error).__name__}: {error}; download the checkpoint again") from None
+        # -I: nothing from the folder or the environment of whoever runs it becomes a module there.
+        done = subprocess.run([sys.executable, "-I", str(SANDBOX)], input=json.dumps(request), capture_output=True,
+                              encoding="utf-8", timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise _refused(f"one that takes more than {SECONDS} s") from None
+    if done.returncode:
+        raise _refused(f"one that ended its process (status {done.returncode}): it took too much time or memory")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
-             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
-    """Write JSON for a model, not for HTML: jinja2's own filter would escape <, > and &."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().astimezone().strftime(pattern)
+def _refused(found: str) -> WeightsError:
+    return WeightsError("chat template: expected one that renders a user message with two images, found "
+                        f"{found}; download the checkpoint again")

@@ -15,7 +15,7 @@ from rq.serializers import JSONSerializer
 
 # Named, not imported: enqueueing must work on a machine without MLX.
 TASK = "workers.tasks.compare_job"
-RETRIES = 3               # times a job is tried again after an error or the death of its worker
+RETRIES = 3               # times a job is tried again after an error
 TICKET_ID = re.compile(r"([A-Za-z0-9_-]{1,64})-(0|[1-9][0-9]{0,8})")
 FIELDS = ("data", "origin", "status", "retries_left")      # all that is read of a job in Redis
 LARGEST = 1000            # bytes of these fields together; a real ticket has about 150

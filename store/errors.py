@@ -35,3 +35,7 @@ class RunError(DiptychError):
 
 class QueueError(DiptychError):
     """A Redis that does not answer, or an embedded server that does not start."""
+
+
+class DeviceError(DiptychError):
+    """A GPU that computes nothing more for this process."""

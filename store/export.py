@@ -13,6 +13,7 @@ from typing import IO, Any, TextIO
 from store.errors import DiptychError, SettingsError
 
 Row = dict[str, Any]
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")      # what begins one, by OWASP's CSV injection page
 PARQUET_ROWS = 10_000      # rows of a row group
 
 _PARQUET_TYPES = {
@@ -27,6 +28,12 @@ def write_csv(rows: Iterable[Row], columns: Sequence[str], out: TextIO) -> int:
     writer = csv.writer(out)
     writer.writerow(columns)
     return sum(bool(writer.writerow(row.values())) for row in rows)
+
+
+def defuse(row: Row) -> Row:
+    """Put an apostrophe before each text that a spreadsheet would take for a formula; the others stay as they are."""
+    return {name: f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+            for name, value in row.items()}
 
 
 def write_jsonl(rows: Iterable[Row], columns: Sequence[str], out: TextIO) -> int:

@@ -24,6 +24,14 @@ class JobCounts:
     running: int
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A job that has been begun."""
+
+    attempt: int      # from 1
+    deaths: int       # workers that died with it, one after the other, without a result since
+
+
 def unfinished_jobs(db: Database, run_id: str) -> list[int]:
     """Return the jobs, ascending, that hold a pair without a row, or with a failed one that is to be retried."""
     planned = select(pairs.c.job).distinct().select_from(pairs.outerjoin(results, _ROW))
@@ -75,25 +83,27 @@ def done_positions(db: Database, run_id: str, job: int) -> set[int]:
         return set(connection.scalars(done))
 
 
-def start_job(db: Database, run_id: str, job: int, worker: str) -> int:
-    """Mark a job as running and return the number of this attempt, from 1. Raises RunError for a job not planned."""
+def start_job(db: Database, run_id: str, job: int, worker: str) -> Started:
+    """Mark a job as running. Raises RunError for a job not planned."""
     begun: dict[str, Any] = {
-        "attempts": jobs.c.attempts + 1, "worker": worker, "started_at": now(), "finished_at": None, "seconds": None,
+        "attempts": jobs.c.attempts + 1, "deaths": jobs.c.deaths + 1, "worker": worker, "started_at": now(),
+        "finished_at": None, "seconds": None,
     }
     with db.write() as connection:
         started = update(jobs).where(_is(run_id, job)).values(begun)
-        attempt: int | None = connection.scalar(started.returning(jobs.c.attempts))
-        if attempt is None:
+        row = connection.execute(started.returning(jobs.c.attempts, jobs.c.deaths)).one_or_none()
+        if row is None:
             raise _not_planned(db, run_id, job)
         started_at = func.coalesce(runs.c.started_at, begun["started_at"])
         connection.execute(update(runs).where(runs.c.id == run_id).values(started_at=started_at))
-    return attempt
+    return Started(attempt=row.attempts, deaths=row.deaths - 1)
 
 
 def finish_job(db: Database, run_id: str, job: int, seconds: float) -> None:
     """Mark a job as done, after `seconds` of work on all its pairs."""
     with db.write() as connection:
-        connection.execute(update(jobs).where(_is(run_id, job)).values(finished_at=now(), seconds=seconds))
+        values = {"finished_at": now(), "seconds": seconds, "deaths": 0}
+        connection.execute(update(jobs).where(_is(run_id, job)).values(values))
 
 
 def end_job(db: Database, run_id: str, job: int) -> int:
@@ -101,7 +111,8 @@ def end_job(db: Database, run_id: str, job: int) -> int:
 
     For a job that is given up, or found to be done. Raises RunError for a job not planned.
     """
-    ended = update(jobs).where(_is(run_id, job)).values(finished_at=func.coalesce(jobs.c.finished_at, now()))
+    values = {"finished_at": func.coalesce(jobs.c.finished_at, now()), "deaths": 0}
+    ended = update(jobs).where(_is(run_id, job)).values(values)
     with db.write() as connection:
         attempts: int | None = connection.scalar(ended.returning(jobs.c.attempts))
     if attempts is None:
@@ -110,10 +121,11 @@ def end_job(db: Database, run_id: str, job: int) -> int:
 
 
 def release_job(db: Database, run_id: str, job: int) -> None:
-    """Mark a job that was not finished as queued again; its attempts still count."""
+    """Mark a job that was left in order as queued again; its attempts still count, and this was no death."""
     unfinished = _is(run_id, job) & jobs.c.finished_at.is_(None)
+    lived = case((jobs.c.deaths > 0, jobs.c.deaths - 1), else_=0)
     with db.write() as connection:
-        connection.execute(update(jobs).where(unfinished).values(worker=None, started_at=None))
+        connection.execute(update(jobs).where(unfinished).values(worker=None, started_at=None, deaths=lived))
 
 
 def job_counts(db: Database, run_id: str) -> JobCounts:

@@ -119,7 +119,22 @@ def _second(connection: Connection) -> None:
                                "CHECK (pair_order IN ('grouped', 'file'))")
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first, _second)
+_DEATHS_3 = """
+    CREATE TABLE deaths (
+        run_id TEXT NOT NULL, position {integer} NOT NULL, job {integer} NOT NULL, count {integer} NOT NULL,
+        PRIMARY KEY (run_id, position), FOREIGN KEY (run_id, position) REFERENCES pairs (run_id, position)
+    ) {keyed}
+"""
+
+
+def _third(connection: Connection) -> None:
+    """Count the deaths of workers, of a job and of a pair that is tried alone."""
+    words = _WORDS[connection.dialect.name]
+    connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN deaths {integer} NOT NULL DEFAULT 0".format(**words))
+    connection.exec_driver_sql(_DEATHS_3.format(**words))
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _second, _third)
 
 
 def read_version(connection: Connection) -> int | None:

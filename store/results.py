@@ -12,7 +12,7 @@ from store.clock import now
 from store.database import Database, batched
 from store.errors import RunError
 from store.records import Comparison, Status
-from store.schema import COMPARISON_COLUMNS, comparisons, is_to_retry, pairs, results, runs
+from store.schema import COMPARISON_COLUMNS, comparisons, deaths, is_to_retry, jobs, pairs, results, runs
 from store.text import clean
 
 __all__ = ["COMPARISON_COLUMNS", "Filters", "read_comparisons", "read_result", "record_results"]
@@ -50,6 +50,7 @@ def record_results(db: Database, run_id: str, rows: Sequence[Comparison]) -> int
         new = _wanted(rows, known)
         replaced = new.keys() & known.keys()      # failures, all of them
         _write(connection, run_id, new, replaced)
+        _forget_deaths(connection, run_id, rows)
         succeeded = sum(row.status == "done" for row in new.values())
         done, failed = counts.done + succeeded, counts.failed + len(new) - succeeded - len(replaced)
         values: dict[str, Any] = {"done": done, "failed": failed}
@@ -57,6 +58,15 @@ def record_results(db: Database, run_id: str, rows: Sequence[Comparison]) -> int
             values["finished_at"] = now()
         connection.execute(update(runs).where(runs.c.id == run_id).values(values))
     return len(new)
+
+
+def _forget_deaths(connection: Connection, run_id: str, rows: Sequence[Comparison]) -> None:
+    """Take back the deaths of jobs and pairs that have come to a result."""
+    for numbers in batched(sorted({row.job for row in rows}), _CHUNK):
+        connection.execute(update(jobs).where(jobs.c.run_id == run_id, jobs.c.job.in_(numbers), jobs.c.deaths > 0)
+                           .values(deaths=0))
+    for positions in batched(sorted(row.position for row in rows), _CHUNK):
+        connection.execute(delete(deaths).where(deaths.c.run_id == run_id, deaths.c.position.in_(positions)))
 
 
 def read_result(db: Database, run_id: str, position: int) -> Comparison | None:

@@ -86,6 +86,7 @@ jobs = Table(
     Column("started_at", Text),
     Column("finished_at", Text),
     Column("seconds", Double),
+    Column("deaths", BigInteger, nullable=False, server_default="0"),    # takes without a result or an orderly end
 )
 
 pairs = Table(
@@ -97,6 +98,15 @@ pairs = Table(
     Column("idx_b", BigInteger, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("job", BigInteger, nullable=False),
+)
+
+deaths = Table(                                            # of pairs that are tried alone
+    "deaths",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("position", BigInteger, primary_key=True),
+    Column("job", BigInteger, nullable=False),
+    Column("count", BigInteger, nullable=False),
 )
 
 images = Table(

@@ -193,3 +193,20 @@ def test_a_file_s_ending_says_the_form(worked: Path, capsys: pytest.CaptureFixtu
 
     assert (worked / "out.csv").read_text().startswith("run_id,position,")
     assert (worked / "out.jsonl").read_bytes() == (worked / "out.csv").read_bytes()
+
+
+def test_formulas_are_defused_for_a_spreadsheet_only_where_that_is_asked(
+    worked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sqlite3.connect("results.db") as connection:
+        connection.execute("update results set text = '=HYPERLINK(\"http://x\")' where position = 3")
+    connection.close()
+
+    exact = list(csv.DictReader(io.StringIO(shown(capsys, "--format", "csv"))))
+    defused = list(csv.DictReader(io.StringIO(shown(capsys, "--format", "csv", "--spreadsheet"))))
+
+    assert exact[3]["text"] == '=HYPERLINK("http://x")'
+    assert defused[3] == exact[3] | {"text": "'" + exact[3]["text"]}
+    assert defused[:3] == exact[:3]
+    assert run(diptych, ["results", "--format", "jsonl", "--spreadsheet"]) == 2
+    assert "expected --format csv, found jsonl" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """docker-compose.yml: a queue with a password that only this machine reaches, a worker with a database of its own."""
 
+import os
 import re
 import subprocess
 import tempfile
@@ -24,19 +25,27 @@ def compose() -> dict[str, Any]:
 
 @pytest.fixture
 def queue(compose: dict[str, Any]) -> Iterator[Path]:
-    """The socket of a real server, started with the very options of the file."""
-    command = compose["services"]["queue"]["command"]
-    program, *options = (PASSWORD if "DIPTYCH_REDIS_PASSWORD" in word else word for word in command)
-    assert program == "valkey-server"
+    """The socket of a real server, started by the file's very command, with a stand-in for the image's entrypoint."""
+    command = [word.replace("$$", "$") for word in compose["services"]["queue"]["command"]]
     with tempfile.TemporaryDirectory(prefix="dt-", dir="/tmp") as folder:
-        path = Path(folder) / "s"
-        here = ["--port", "0", "--unixsocket", str(path), "--dir", folder]
-        with subprocess.Popen([find_binary(), *options, *here], stdout=subprocess.PIPE, text=True) as server:
+        path, entrypoint = Path(folder) / "s", Path(folder) / "docker-entrypoint.sh"
+        here = f"--port 0 --unixsocket {path} --dir {folder}"
+        entrypoint.write_text(f'#!/bin/sh\nshift\nexec "{find_binary()}" "$@" {here}\n')
+        entrypoint.chmod(0o700)
+        env = {"PATH": f"{folder}:{os.environ['PATH']}", "VALKEYCLI_AUTH": PASSWORD}
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout
             next(line for line in server.stdout if "Ready to accept connections" in line)
             yield path
             server.terminate()
             server.stdout.read()
+
+
+def test_the_password_stands_on_no_command_line(queue: Path) -> None:
+    listed = subprocess.run(["ps", "-ww", "-eo", "args="], capture_output=True, text=True, check=True).stdout
+
+    assert str(queue) in listed
+    assert PASSWORD not in listed
 
 
 def test_the_queue_asks_for_the_password_and_keeps_every_job(queue: Path) -> None:
@@ -50,7 +59,7 @@ def test_the_queue_asks_for_the_password_and_keeps_every_job(queue: Path) -> Non
 
 def test_the_password_must_be_set_and_is_written_nowhere(compose: dict[str, Any]) -> None:
     queue, worker = compose["services"]["queue"], compose["services"]["worker"]
-    password = queue["command"][queue["command"].index("--requirepass") + 1]
+    password = queue["environment"]["VALKEYCLI_AUTH"]
 
     assert re.fullmatch(r"\$\{DIPTYCH_REDIS_PASSWORD:\?[^}]+\}", password)
     assert set(queue["environment"].values()) == {password}

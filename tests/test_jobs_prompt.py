@@ -156,12 +156,12 @@ def test_a_template_that_drops_an_image_is_refused(build: Any, template: str, fo
 ])
 def test_a_template_that_fails_or_reaches_out_of_the_sandbox_is_refused(template: str) -> None:
     with pytest.raises(WeightsError, match="chat template: expected one that renders"):
-        render(template, [{"type": "text", "text": "x"}], thinking=False)
+        render(template, [[{"type": "text", "text": "x"}]], thinking=False)
 
 
 def test_the_message_of_a_template_is_passed_on() -> None:
     with pytest.raises(WeightsError, match="not for users"):
-        render("{{ raise_exception('not for users') }}", [], thinking=False)
+        render("{{ raise_exception('not for users') }}", [[]], thinking=False)
 
 
 @pytest.mark.parametrize(("template", "expected"), [
@@ -172,11 +172,24 @@ def test_the_message_of_a_template_is_passed_on() -> None:
     ("{{ tools is none }}{{ add_generation_prompt }}{{ enable_thinking }}", "TrueTrueFalse"),
 ])
 def test_templates_are_rendered_as_transformers_renders_them(template: str, expected: str) -> None:
-    assert render(template, [], thinking=False) == expected
+    assert render(template, [[]], thinking=False) == [expected]
 
 
 def test_a_template_may_ask_for_the_date() -> None:
-    assert render("{{ strftime_now('%Y') }}", [], thinking=False) in (time.strftime("%Y"), str(time.localtime()[0]))
+    assert render("{{ strftime_now('%Y') }}", [[]], thinking=False) in ([time.strftime("%Y")],
+                                                                       [str(time.localtime()[0])])
+
+
+@pytest.mark.parametrize("template", [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}",
+    "{{ 'x' * 99999999999 }}", "{{ 9 ** 9 ** 9 }}", "{{ '%999999999999d' % 1 }}", "{{ 1 | tojson(indent=99999999) }}",
+    "{{ 'x' | center(99999999999) }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "{% set ns = namespace(x=['x']) %}{% for i in range(64) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+])
+def test_a_template_that_takes_too_much_time_or_memory_is_refused(template: str) -> None:
+    with pytest.raises(WeightsError, match="chat template: expected one that renders"):
+        render(template, [[]], thinking=False)
 
 
 REAL = """[gMASK]<sop>

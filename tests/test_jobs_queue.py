@@ -15,7 +15,7 @@ from rq.job import Job
 
 from jobs import connection as connections
 from jobs.queue import TASK, JobQueue, Refusal, Ticket, connect
-from jobs.tickets import LARGEST, TicketError, TicketJob
+from jobs.tickets import LARGEST, RETRIES, TicketError, TicketJob
 from store.errors import QueueError
 
 DATABASE = "0123456789abcdef0123456789abcdef"
@@ -145,17 +145,17 @@ def test_an_expired_lease_puts_its_ticket_back_at_the_front(queue: JobQueue) -> 
     queue.put(tickets(1, 2))
     lease(queue, Ticket(RUN, 1), seconds=-1)
 
-    assert queue.rescue(nobody).back == tickets(1)
+    assert queue.rescue(nobody) == tickets(1)
 
     assert (queue.waiting(), queue.running()) == (tickets(1, 2), [])
-    assert queue.rescue(nobody).back == []
+    assert queue.rescue(nobody) == []
 
 
 def test_a_live_lease_is_left_alone(queue: JobQueue) -> None:
     queue.put(tickets(1))
     lease(queue, Ticket(RUN, 1), seconds=60)
 
-    assert queue.rescue(nobody).back == []
+    assert queue.rescue(nobody) == []
 
     assert queue.running() == tickets(1)
 
@@ -165,7 +165,7 @@ def test_a_dead_workers_ticket_is_back_before_its_lease_expires(queue: JobQueue)
     lease(queue, Ticket(RUN, 1), seconds=60, worker="dead")
     lease(queue, Ticket(RUN, 2), seconds=60, worker="alive")
 
-    assert queue.rescue(lambda name: name == "dead").back == tickets(1)
+    assert queue.rescue(lambda name: name == "dead") == tickets(1)
 
     assert (queue.waiting(), queue.running()) == (tickets(1), tickets(2))
 
@@ -175,24 +175,37 @@ def test_a_ticket_held_by_another_worker_by_now_is_not_put_back(queue: JobQueue)
     lease(queue, Ticket(RUN, 1), seconds=60)
     queue.connection.zadd(queue.rq.started_job_registry.key, {f"{RUN}-1:e0": time.time() - 1})
 
-    assert queue.rescue(nobody).back == []
+    assert queue.rescue(nobody) == []
 
     assert (queue.waiting(), queue.running()) == ([], tickets(1))
 
 
-def test_a_job_whose_workers_keep_dying_fails_in_the_end(queue: JobQueue) -> None:
+def test_the_deaths_of_its_workers_cost_a_ticket_no_retry(queue: JobQueue) -> None:
     queue.put(tickets(1))
-    back = []
-    for _ in range(4):
+    for _ in range(6):
         lease(queue, Ticket(RUN, 1), seconds=-1)
-        back.append(queue.rescue(nobody))
+        assert queue.rescue(nobody) == tickets(1)
 
-    assert back == [(tickets(1), [])] * 3 + [([], tickets(1))]
-    assert (queue.waiting(), queue.failed()) == ([], tickets(1))
+    assert queue.fetch(Ticket(RUN, 1)).retries_left == RETRIES
+    assert (queue.waiting(), queue.failed()) == (tickets(1), [])
+
+
+def test_tickets_of_runs_that_are_passed_over_wait_for_another_worker(queue: JobQueue) -> None:
+    queue.put([*tickets(*range(1500), run="broken"), *tickets(1, 2)])
+
+    assert queue.next(["broken"]) == Ticket(RUN, 1)
+    assert queue.next(["broken", RUN]) is None
+    assert queue.next() == Ticket("broken", 0)
 
 
 def test_a_failed_ticket_put_again_has_all_its_tries_again(queue: JobQueue) -> None:
-    test_a_job_whose_workers_keep_dying_fails_in_the_end(queue)
+    queue.put(tickets(1))
+    for _ in range(RETRIES + 1):
+        with queue.connection.pipeline() as pipe:
+            pipe.delete(queue.rq.key)
+            queue.retry(queue.fetch(Ticket(RUN, 1)), pipe)
+            pipe.execute()
+    assert queue.failed() == tickets(1)
 
     assert queue.put(tickets(1)) == 1
 
@@ -302,7 +315,7 @@ def test_a_hostile_lease_does_not_keep_others_from_being_rescued(queue: JobQueue
     hostile = {b"\xff:e": 1.0, "no colon": 2.0, "": 3.0, f"{RUN}-5:e1": 4.0, "gone-1:e1": 5.0, "../x-1:e": 6.0}
     queue.connection.zadd(queue.rq.started_job_registry.key, hostile)
 
-    assert queue.rescue(nobody).back == tickets(1)
+    assert queue.rescue(nobody) == tickets(1)
 
     assert queue.connection.zcard(queue.rq.started_job_registry.key) == 0
 

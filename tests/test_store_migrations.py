@@ -9,6 +9,7 @@ from store_samples import create_database, make_run
 
 from store import migrations, schema
 from store.database import open_database
+from store.jobs import start_job
 from store.runs import list_runs
 
 # As design.md section 5 orders them; written out, so that a change of the schema cannot change them unseen.
@@ -57,7 +58,7 @@ FIRST_RUN = {      # as the first version of the schema had it
 }
 
 
-def test_a_run_of_the_first_version_was_divided_as_its_file_had_it(
+def test_a_run_of_the_first_version_was_divided_as_its_file_had_it_and_no_worker_died_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as earlier:
@@ -65,11 +66,14 @@ def test_a_run_of_the_first_version_was_divided_as_its_file_had_it(
         with create_database(tmp_path) as old, old.write() as connection:
             columns, values = ", ".join(FIRST_RUN), ", ".join(f":{name}" for name in FIRST_RUN)
             connection.execute(text(f"INSERT INTO runs ({columns}) VALUES ({values})"), FIRST_RUN)
+            connection.exec_driver_sql("INSERT INTO jobs (run_id, job, size, attempts) VALUES ('a1b2c3d4e5', 0, 1, 2)")
 
     with open_database(str(tmp_path / "results.db"), create=False) as database:
         [run] = list_runs(database)
+        started = start_job(database, run.id, 0, "w")
 
     assert (run.id, run.pair_order, run.total) == ("a1b2c3d4e5", "file", 1)
+    assert (started.attempt, started.deaths) == (3, 0)
 
 
 def test_an_older_database_is_brought_up_to_date_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

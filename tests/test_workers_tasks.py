@@ -1,24 +1,30 @@
 """A job from ticket to results: what fails alone, what is recorded early, what is refused."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import SMALL, WEIGHTS
 
 from jobs.enqueue import Plan, Request, plan_run, record_run
 from jobs.inputs import Settings
+from jobs.prompt import Prompt
+from jobs.tokenizer import Tokenizer
 from store.database import Database, open_database
-from store.errors import EmbeddingsError, WeightsError
+from store.errors import DeviceError, EmbeddingsError, WeightsError
 from store.jobs import JobCounts, job_counts, release_job, retry_failed, start_job
 from store.records import Comparison, Pair, Run, Sampling
 from store.results import read_result
 from store.runs import cancel_run, find_run, lift_cancel
 from workers import attempt, tasks
 from workers.attempt import Workplace
+from workers.engine import Engine, Steps
 from workers.report import Reporter
+from workers.rows import Image, Row
 from workers.session import Session
 from workers.stop import Cancelled, Stop, Stopped
 from workers.tasks import compare_job, give_up_job
@@ -93,6 +99,143 @@ def test_a_pair_whose_embedding_went_bad_fails_alone_with_its_reason(database: D
     assert [row[0] for row in failed] == [4, 5, 6]      # the pairs with image 3
     assert all(text == "" and "003.png" in str(error) for _, text, error in failed)
     assert rows("select done, failed, state from run_summary") == [(5, 3, "done")]
+
+
+class Died(BaseException):
+    """The end of a worker, as far as one test process can have it: nothing is recorded or put in order after it."""
+
+
+def die_with(place: Workplace, run: Run, position: int, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Let the engine kill its worker whenever a pair is among the rows; return what it is given, by positions."""
+    loaded, given = place.session.prepare(run), list[list[int]]()
+    generate = loaded.engine.generate
+
+    def dies(prompt: Prompt, rows: Iterable[Row], *rest: Any) -> Steps:
+        taken = list(rows)
+        given.append([row.key for row in taken])
+        if position in given[-1]:
+            raise Died
+        yield from generate(prompt, taken, *rest)
+
+    monkeypatch.setattr(loaded.engine, "generate", dies)
+    for name in ("release_job", "leave_alone"):      # what a killed worker cannot do any more
+        monkeypatch.setattr(tasks, name, lambda *_: None)
+    return given
+
+
+def test_a_pair_that_kills_its_workers_is_found_and_failed_and_the_others_go_on(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, place = record_run(database, plan()), workplace(database)
+    given = die_with(place, run, 3, monkeypatch)
+
+    deaths = 0
+    while find_run(database, run.id).state != "done":
+        try:
+            compare_job(place, run.id, 0)
+        except Died:
+            deaths += 1
+
+    together = [len(rows) for rows in given].count(8)
+    alone = [rows for rows in given if len(rows) == 1]
+    assert (together, deaths) == (3, 5)
+    assert alone.count([3]) == 2
+    assert all(alone.count([position]) == 1 for position in range(8) if position != 3)
+    assert rows("select position, text, error from comparisons where status = 'failed'") == [
+        (3, "", "the worker died 2 times while it compared this pair by itself")]
+    assert rows("select done, failed from run_summary") == [(7, 1)]
+    assert "its workers have died with it; its pairs are tried one at a time" in caplog.text
+
+
+def test_texts_of_pairs_that_are_tried_one_at_a_time_are_those_of_the_job(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, alone = record_run(database, plan()), record_run(database, plan())
+    compare_job(workplace(database), whole.id, 0)
+    for _ in range(3):
+        start_job(database, alone.id, 0, "died")
+
+    compare_job(workplace(database), alone.id, 0)
+
+    texts = "select position, text, token_ids from results where run_id = '{}' order by position"
+    assert rows(texts.format(alone.id)) == rows(texts.format(whole.id))
+    assert rows(f"select distinct batch_size from results where run_id = '{alone.id}'") == [(1,)]
+
+
+def test_a_stop_while_pairs_are_tried_alone_is_no_death_of_theirs(database: Database) -> None:
+    run, stop = record_run(database, plan()), Stop()
+    for _ in range(3):
+        start_job(database, run.id, 0, "died")
+
+    class StopsAtTheFirstResult(Reporter):
+        def row(self, *_: object) -> None:
+            stop.level = 1
+
+    with pytest.raises(Stopped):
+        compare_job(workplace(database, stop, StopsAtTheFirstResult()), run.id, 0)
+
+    assert find_run(database, run.id).done == 1
+    assert rows("select * from deaths") == []
+
+
+def test_a_gpu_that_has_failed_ends_its_worker_and_counts_as_its_death(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, place = record_run(database, plan()), workplace(database)
+    loaded = place.session.prepare(run)
+
+    def fails(*_: object) -> Steps:
+        raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory "
+                           "(00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)")
+        yield []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.engine, "generate", fails)
+        for _ in range(3):
+            with pytest.raises(DeviceError, match=r"Insufficient Memory.*; start the worker again.*--memory-limit"):
+                compare_job(place, run.id, 0)
+    compare_job(place, run.id, 0)
+
+    assert rows("select distinct batch_size from results") == [(1,)]      # with the least memory
+    assert find_run(database, run.id).done == 8
+
+
+def test_a_row_whose_logits_are_not_finite_fails_alone(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, place = record_run(database, plan()), workplace(database)
+    loaded, generate = place.session.prepare(run), Engine.generate
+
+    def spoil(engine: Engine, prompt: Prompt, given: Iterable[Row], *rest: Any) -> Steps:
+        spoilt = [replace(row, image_b=Image("spoilt", np.full_like(row.image_b.embeddings, np.nan)))
+                  if row.key == 2 else row for row in given]
+        return generate(engine, prompt, spoilt, *rest)
+
+    monkeypatch.setattr(Engine, "generate", spoil)
+    compare_job(place, run.id, 0)
+
+    assert rows("select position, text, error from comparisons where status = 'failed'") == [
+        (2, "", "the model's logits are infinite or not a number for this pair")]
+    assert rows("select done, failed, state from run_summary") == [(7, 1, "done")]
+    assert loaded.inputs is place.session.prepare(run).inputs
+
+
+def test_a_text_that_cannot_be_decoded_fails_alone(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, place = record_run(database, plan()), workplace(database)
+    tokenizer = place.session.prepare(run).inputs.tokenizer
+    split, seen = type(tokenizer).split, list[int]()
+
+    def breaks(self: Tokenizer, *args: Any, **kwargs: Any) -> Any:
+        seen.append(1)
+        if len(seen) == 4:
+            raise UnicodeDecodeError("utf-8", b"", 0, 1, "made up")
+        return split(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(tokenizer), "split", breaks)
+    compare_job(place, run.id, 0)
+
+    [(text, error)] = rows("select text, error from comparisons where status = 'failed'")
+    assert text == ""
+    assert str(error).startswith("its tokens could not be decoded: UnicodeDecodeError: ")
+    assert rows("select done, failed, state from run_summary") == [(7, 1, "done")]
 
 
 class Hears(Reporter):

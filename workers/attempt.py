@@ -1,7 +1,8 @@
 """One attempt at a job: its rows on their way from the embeddings through the engine into the store."""
 
 import time
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,7 @@ from jobs.limits import Limits
 from store.clock import now
 from store.database import Database
 from store.errors import EmbeddingsError
-from store.records import Comparison, Pair, Run
+from store.records import Comparison, FinishReason, Pair, Run
 from store.results import record_results
 from workers.reading import in_order, read_ahead, row_reader
 from workers.report import Reporter
@@ -18,6 +19,7 @@ from workers.rows import Row, Token
 from workers.session import Loaded, Session
 from workers.stop import Stop
 
+LAST_STEPS = 20          # decode steps whose time says how long the rest will take
 RECORD_EVERY = 30.0      # seconds; rows that have finished wait no longer than this for others of their job
 
 
@@ -31,6 +33,17 @@ class Workplace:
     reporter: Reporter
     worker: str       # the worker's name, as results record it
     device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What has become of a pair: an answer, or an error."""
+
+    text: str
+    thinking: str
+    finish_reason: FinishReason | None
+    token_ids: tuple[int, ...]
+    error: str | None = None
 
 
 @dataclass
@@ -53,6 +66,7 @@ class Attempt:
         """Begin with all pairs left."""
         self.left = len(self.pairs)
         self._by_position = {pair.position: pair for pair in self.pairs}
+        self._steps: deque[float] = deque(maxlen=LAST_STEPS)      # seconds of the monotonic clock
 
     def __enter__(self) -> "Attempt":
         return self
@@ -79,27 +93,57 @@ class Attempt:
                 self.left -= 1
                 self.begun[pair.position] = now()
                 if isinstance(row, EmbeddingsError):
-                    self._add(pair, error=str(row))
+                    self.fail(pair, str(row))
                 else:
                     self.tokens[pair.position] = []
                     yield row
 
-    def take(self, token: Token) -> None:
-        """Take one token of a row; the one with a reason is its last."""
+    def take(self, step: Sequence[Token]) -> None:
+        """Take the tokens of a decode step; a row's one with a reason or an error is its last."""
+        if step:
+            self._steps.append(time.monotonic())
+        for token in step:
+            self._take(token)
+
+    def seconds_left(self) -> float | None:
+        """Return the most seconds until the rows in hand have ended, by the steps so far; None before there are any."""
+        if len(self._steps) < 2 or not self.tokens:
+            return None
+        a_step = (self._steps[-1] - self._steps[0]) / (len(self._steps) - 1)
+        return a_step * (self.run.sampling.max_tokens - min(map(len, self.tokens.values())))
+
+    def _take(self, token: Token) -> None:
+        pair = self._by_position[token.key]
+        if token.error is not None:
+            self.fail(pair, token.error)
+            return
         self.tokens[token.key].append(token.id)
         if token.finish_reason is not None:
-            self._add(self._by_position[token.key], last=token)
+            self._finish(pair, token.finish_reason)
 
-    def _add(self, pair: Pair, *, last: Token | None = None, error: str | None = None) -> None:
-        ids, prompt = tuple(self.tokens.pop(pair.position, ())), self.loaded.inputs.prompt
+    def _finish(self, pair: Pair, reason: FinishReason) -> None:
+        ids, prompt = tuple(self.tokens.pop(pair.position)), self.loaded.inputs.prompt
+        try:
+            answer = self.loaded.inputs.tokenizer.split(ids, opened_thinking=prompt.opened_thinking)
+        except Exception as error:      # a library's, whichever: it is this pair's alone
+            self.fail(pair, f"its tokens could not be decoded: {type(error).__name__}: {error}", ids)
+            return
+        self._add(pair, Outcome(answer.text, answer.thinking, reason, ids))
+
+    def fail(self, pair: Pair, error: str, token_ids: tuple[int, ...] = ()) -> None:
+        """Add a pair that has no answer, with the reason."""
+        self.tokens.pop(pair.position, None)
+        self._add(pair, Outcome("", "", None, token_ids, error))
+
+    def _add(self, pair: Pair, outcome: Outcome) -> None:
         if pair.position in self.final:
             return
-        answer = self.loaded.inputs.tokenizer.split(ids, opened_thinking=prompt.opened_thinking)
         result = Comparison(
-            position=pair.position, status="failed" if error else "done", text=answer.text, thinking=answer.thinking,
-            finish_reason=last.finish_reason if last else None, token_ids=ids, prompt_tokens=len(prompt.token_ids),
-            seed=pair.seed, batch_size=self.limits.rows, job=pair.job, attempt=self.number, worker=self.place.worker,
-            device=self.place.device, started_at=self.begun.pop(pair.position), finished_at=now(), error=error,
+            position=pair.position, status="failed" if outcome.error else "done", text=outcome.text,
+            thinking=outcome.thinking, finish_reason=outcome.finish_reason, token_ids=outcome.token_ids,
+            prompt_tokens=len(self.loaded.inputs.prompt.token_ids), seed=pair.seed, batch_size=self.limits.rows,
+            job=pair.job, attempt=self.number, worker=self.place.worker, device=self.place.device,
+            started_at=self.begun.pop(pair.position, now()), finished_at=now(), error=outcome.error,
         )
         self.finished.append(result)
         self.place.reporter.row(self.run, pair, result)

@@ -14,6 +14,7 @@ from workers.model.text import TextModel
 from workers.rows import Row, Token
 from workers.sampling import make_sampler, mark_seen, mark_token, row_keys, split_keys
 
+BROKEN = "the model's logits are infinite or not a number for this pair"
 ALWAYS = np.iinfo(np.int32).max      # a step after all others: what was "written" then, every row may read
 
 
@@ -22,6 +23,7 @@ class Carried:
     """What rows carry on the device from one step to the next."""
 
     tokens: mx.array             # [rows]: chosen last, not yet run
+    broken: mx.array             # [rows] bool: their logits were not finite, and the token means nothing
     joined: mx.array             # [rows] int32: the step that each began with
     keys: mx.array | None        # [rows, 2]; None when greedy
     seen: mx.array | None        # [rows, vocab] bool; None without a repetition penalty
@@ -30,13 +32,14 @@ class Carried:
         """Return the rows at some places, in that order."""
         order = mx.array(list(places))
         keys, seen = (None if own is None else own[order] for own in (self.keys, self.seen))
-        return Carried(self.tokens[order], self.joined[order], keys, seen)
+        return Carried(self.tokens[order], self.broken[order], self.joined[order], keys, seen)
 
     def join(self, others: "Carried") -> "Carried":
         """Return these rows and others behind them."""
         both = ((self.keys, others.keys), (self.seen, others.seen))
         keys, seen = (None if own is None or theirs is None else mx.concatenate([own, theirs]) for own, theirs in both)
-        return Carried(mx.concatenate([self.tokens, others.tokens]), mx.concatenate([self.joined, others.joined]),
+        return Carried(mx.concatenate([self.tokens, others.tokens]),
+                       mx.concatenate([self.broken, others.broken]), mx.concatenate([self.joined, others.joined]),
                        keys, seen)
 
 
@@ -106,13 +109,13 @@ class Batch:
             self._steps = 0
         penalized, vocab = self._sampling.repetition_penalty != 1, self._model.config.vocab_size
         begun = self._choose(hidden, Carried(
-            tokens=mx.zeros(len(rows), mx.uint32),      # chosen here
+            tokens=mx.zeros(len(rows), mx.uint32), broken=mx.zeros(len(rows), mx.bool_),      # chosen here
             joined=mx.full(len(rows), self._steps, mx.int32),
             keys=row_keys([row.seed for row in rows]) if self._sampling.do_sample else None,
             seen=mark_seen(self._prompt.token_ids, len(rows), vocab) if penalized else None,
         ))
         self._carried = begun if self._carried is None else self._carried.join(begun)
-        mx.async_eval(self._carried.tokens)
+        mx.async_eval(self._carried.tokens, self._carried.broken)
         self._running += [Running(row.key, self._steps) for row in rows]
 
     def step(self) -> list[Token]:
@@ -125,13 +128,16 @@ class Batch:
         assert carried is not None
         if any(not running.ended and running.read + 1 < self._sampling.max_tokens for running in self._running):
             self._carried = self._run(carried)
-            mx.async_eval(self._carried.tokens)
+            mx.async_eval(self._carried.tokens, self._carried.broken)
         ids = np.asarray(carried.tokens).tolist()      # waits for the device
-        both = zip(self._running, ids, strict=True)
-        return [self._read(running, id_) for running, id_ in both if not running.ended]
+        each = zip(self._running, ids, np.asarray(carried.broken).tolist(), strict=True)
+        return [self._read(running, id_, broken) for running, id_, broken in each if not running.ended]
 
-    def _read(self, running: Running, token_id: int) -> Token:
+    def _read(self, running: Running, token_id: int, broken: bool) -> Token:
         running.read += 1
+        if broken:
+            running.ended = True
+            return Token(running.key, token_id, None, error=BROKEN)
         reason: FinishReason | None = "length" if running.read == self._sampling.max_tokens else None
         reason = "stop" if token_id in self._eos_token_ids else reason
         running.ended = reason is not None
@@ -160,10 +166,12 @@ class Batch:
         keys, seen, for_this = carried.keys, carried.seen, None
         if keys is not None:
             keys, for_this = split_keys(keys)
-        tokens = self._sampler(self._model.logits(hidden), for_this, seen)      # [rows]
+        logits = self._model.logits(hidden)                       # [rows, vocab]
+        tokens = self._sampler(logits, for_this, seen)            # [rows]
+        broken = ~mx.isfinite(logits).all(axis=-1)                # [rows]
         if seen is not None:
             seen = mark_token(seen, tokens)
-        return Carried(tokens, carried.joined, keys, seen)
+        return Carried(tokens, broken, carried.joined, keys, seen)
 
 
 def _sources(ended: Sequence[bool]) -> list[int]:

@@ -34,8 +34,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token of a row; the last one has the reason why the row ended."""
+    """One token of a row; the last one has the reason why the row ended, or the error that ended it."""
 
     key: int
     id: int
     finish_reason: FinishReason | None
+    error: str | None = None      # then `id` means nothing

@@ -13,11 +13,12 @@ from store.jobs import unfinished_jobs
 from store.records import Run
 from store.runs import find_run, list_runs
 from workers.attempt import Workplace
+from workers.awake import awake
 from workers.device import device_name
 from workers.report import Reporter
 from workers.session import Session
 from workers.stop import Stop
-from workers.tasks import compare_job, give_up_job, prepare_run
+from workers.tasks import compare_job, give_up_job
 from workers.worker import Work, work
 
 
@@ -37,10 +38,11 @@ def run_worker(database: Database, queue: JobQueue, options: Options, stop: Stop
                       reporter=reporter)
     name = f"{socket.gethostname().split('.')[0]}-{secrets.token_hex(4)}"
     place = Workplace(database, session, stop, reporter, worker=name, device=device_name())
-    return work(
-        queue, partial(compare_job, place), prepare=partial(_prepare, database, session),
-        give_up=partial(give_up_job, place), burst=options.burst, stop=stop, name=name,
-    )
+    with awake():
+        return work(
+            queue, partial(compare_job, place), prepare=partial(_prepare, database, session),
+            give_up=partial(give_up_job, place), burst=options.burst, stop=stop, name=name,
+        )
 
 
 def _prepare(database: Database, session: Session, ticket: Ticket) -> None:
@@ -52,7 +54,7 @@ def _prepare(database: Database, session: Session, ticket: Ticket) -> None:
     except RunError:
         return      # a ticket of no run of ours: the job itself says so, and is dropped
     if run.state != "cancelled":
-        prepare_run(session, run)
+        session.prepare(run)
 
 
 def left_behind(database: Database, queue: JobQueue) -> list[Run]:

@@ -1,24 +1,28 @@
 """A job: ids from a ticket in, results in the store out. May be repeated: what is recorded stays."""
 
 import logging
+import math
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 
 from store.clock import now
 from store.database import Database
-from store.errors import DiptychError
+from store.deaths import begin_alone, is_tried_alone, leave_alone
+from store.errors import DeviceError
 from store.jobs import done_positions, end_job, finish_job, open_positions, read_pairs, release_job, start_job
 from store.records import Comparison, Run
 from store.results import record_results
 from store.runs import find_run, is_cancelled
 from workers.attempt import Attempt, Workplace
-from workers.session import Loaded, Session
 from workers.stop import Cancelled, Stop, Stopped
 
 logger = logging.getLogger("diptych.worker")
 
+DEATHS_OF_JOB = 3       # workers, one after the other without a result, before its pairs are tried one at a time
+DEATHS_OF_PAIR = 2      # workers, with this pair alone, before it is failed
+METAL = "[METAL]"       # what such an error begins with
 CANCEL_EVERY = 1.0       # seconds between two looks whether the run was cancelled
 
 
@@ -37,28 +41,23 @@ def compare_job(place: Workplace, run_id: str, job: int) -> None:
     if pairs and final.issuperset(pair.position for pair in pairs):
         end_job(place.database, run_id, job)
         return
-    loaded = prepare_run(place.session, run)
-    attempt = start_job(place.database, run_id, job, place.worker)
+    loaded = place.session.prepare(run)
+    started = start_job(place.database, run_id, job, place.worker)
     place.reporter.started(run, job, len(pairs))
+    attempt = Attempt(place, run, loaded, pairs, started.attempt, final)
+    alone = started.deaths >= DEATHS_OF_JOB or is_tried_alone(place.database, run_id, job)
     began = time.monotonic()
     try:
-        completed = _compute(Attempt(place, run, loaded, pairs, attempt, final), place.stop)
-    except BaseException:
-        release_job(place.database, run_id, job)
+        completed = (_compute_alone if alone else _compute)(attempt, place.stop)
+    except BaseException as error:
+        if not isinstance(error, DeviceError):      # which is the death of this worker
+            release_job(place.database, run_id, job)
         raise
     if completed:
         _finish(place, run, job, len(pairs), time.monotonic() - began)
     else:
         release_job(place.database, run_id, job)
         raise cancelled
-
-
-def prepare_run(session: Session, run: Run) -> Loaded:
-    """Load what a run needs; raise DiptychError with the way past it, for other runs wait behind this one."""
-    try:
-        return session.prepare(run)
-    except DiptychError as error:
-        raise type(error)(f"{error}; `diptych cancel {run.id}` drops the run") from error
 
 
 def _is_lifted(database: Database, run_id: str) -> bool:
@@ -103,12 +102,11 @@ def _compute(attempt: Attempt, stop: Stop) -> bool:
     Raises Stopped at a second signal, and after a first one when the rows in hand have ended and others are left.
     """
     run, loaded = attempt.run, attempt.loaded
-    cancelled, heed = make_cancel_check(attempt.place.database, run.id), make_stop_check(stop)
-    with (attempt, closing(attempt.rows(stop)) as rows,
+    cancelled, heed = make_cancel_check(attempt.place.database, run.id), make_stop_check(stop, attempt.seconds_left)
+    with (lost_device(), attempt, closing(attempt.rows(stop)) as rows,
           closing(loaded.engine.generate(loaded.inputs.prompt, rows, run.sampling, attempt.limits)) as steps):
         for step in steps:
-            for token in step:
-                attempt.take(token)
+            attempt.take(step)
             attempt.record_if_due()
             heed()
             if cancelled():
@@ -118,17 +116,73 @@ def _compute(attempt: Attempt, stop: Stop) -> bool:
     return True
 
 
-def make_stop_check(stop: Stop) -> Callable[[], None]:
-    """Make a function that says once that a stop was heard, and raises Stopped when it is for now."""
-    said = False
+def _compute_alone(attempt: Attempt, stop: Stop) -> bool:
+    """Compute the pairs of a job one at a time, for it has killed its workers; False when the run was cancelled.
+
+    A pair that kills its worker again and again is failed, and the others go on.
+    """
+    place, run = attempt.place, attempt.run
+    logger.warning("run %s job %d: its workers have died with it; its pairs are tried one at a time", run.id,
+                   attempt.pairs[0].job)
+    for pair in attempt.pairs:
+        if pair.position in attempt.final:
+            continue
+        if stop.requested:
+            raise Stopped
+        one = Attempt(place, run, attempt.loaded, [pair], attempt.number, attempt.final)
+        if begin_alone(place.database, run.id, pair.job, pair.position) >= DEATHS_OF_PAIR:
+            with one:
+                one.fail(pair, f"the worker died {DEATHS_OF_PAIR} times while it compared this pair by itself")
+        elif not _compute_one(one, stop):
+            return False
+    return True
+
+
+def _compute_one(attempt: Attempt, stop: Stop) -> bool:
+    """Compute a pair by itself; being left in order is no death."""
+    try:
+        completed = _compute(attempt, stop)
+    except BaseException as error:
+        if not isinstance(error, DeviceError):
+            leave_alone(attempt.place.database, attempt.run.id, attempt.pairs[0].position)
+        raise
+    if not completed:
+        leave_alone(attempt.place.database, attempt.run.id, attempt.pairs[0].position)
+    return completed
+
+
+@contextmanager
+def lost_device() -> Iterator[None]:
+    """Raise DeviceError for what MLX raises when a Metal command buffer has failed: from then on, all others do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if METAL not in str(error):
+            raise
+        raise DeviceError(f"expected a GPU that computes, found: {error}; start the worker again, if this "
+                          "comes back with a smaller --memory-limit") from error
+
+
+def make_stop_check(stop: Stop, seconds_left: Callable[[], float | None]) -> Callable[[], None]:
+    """Make a function that says when a stop was heard, and how long it takes as soon as that can be told.
+
+    It raises Stopped when the stop is for now.
+    """
+    heard = told = False
 
     def heed() -> None:
-        nonlocal said
+        nonlocal heard, told
         if stop.now:
             raise Stopped
-        if stop.requested and not said:
-            said = True
-            logger.info("finishing the slice in hand; once more to stop now")
+        if not stop.requested or told:
+            return
+        left = seconds_left()
+        if left is not None:
+            told = True
+            logger.info("finishing, about %d s; again to stop now", math.ceil(left))
+        elif not heard:
+            logger.info("finishing the pairs in hand; again to stop now")
+        heard = True
 
     return heed
 

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import redis
@@ -27,14 +27,15 @@ from rq.worker import WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
 from jobs.queue import TASK, JobQueue, Refusal, Ticket
-from jobs.tickets import TicketError, TicketJob, as_text
-from store.errors import DiptychError, QueueError, RunError
+from jobs.tickets import TicketError, TicketJob
+from store.errors import DiptychError, EmbeddingsError, QueueError, RunError, SettingsError, WeightsError
 from workers.presence import Presence
 from workers.stop import Cancelled, Stop, Stopped
 
 logger = logging.getLogger("diptych.worker")
 
 HEARTBEAT = 10.0      # seconds; a third of the time after which a worker counts as lost
+OF_A_RUN = (EmbeddingsError, SettingsError, WeightsError)      # a run's own: others may be worked at all the same
 POLL = 0.5            # seconds between two looks at an empty queue
 
 Compare = Callable[[str, int], None]
@@ -52,14 +53,11 @@ class Work:
     failed: int = 0       # failed for the last time
     dropped: int = 0      # no tickets of ours, or of a run that is cancelled or does not exist
     stopped: bool = False
+    passed_over: dict[str, DiptychError] = field(default_factory=dict)      # runs that cannot be done here, and why
 
 
 class GaveUpError(QueueError):
     """Redis is away, and the worker was asked to stop."""
-
-
-class WorkerLost(Exception):      # noqa: N818  # it is written beside a pair: WorkerLost: ...
-    """The worker of a job was gone before the job's end."""
 
 
 class Patience(ExponentialBackoff):
@@ -145,7 +143,7 @@ class Worker(SimpleWorker):
         with self.present():
             while not self.stop.requested:
                 self.tend()
-                found = self.tickets.next()
+                found = self.tickets.next(self.outcome.passed_over)
                 if isinstance(found, Ticket):
                     self.handle(found, prepare)
                 elif found is not None:
@@ -176,11 +174,8 @@ class Worker(SimpleWorker):
         self._tended = time.monotonic()
         self.heartbeat()
         gone = self.presence.find_gone()
-        rescued = self.tickets.rescue(lambda name: self.presence.file_of(name) in gone)
+        self.tickets.rescue(lambda name: self.presence.file_of(name) in gone)
         self.presence.forget(gone)
-        for ticket in rescued.failed:
-            self.outcome.failed += 1
-            self.abandon(ticket, WorkerLost("the job's worker was gone before its end, each time it was tried"))
 
     def handle(self, ticket: Ticket, prepare: Prepare) -> None:
         """Do the job of a ticket, which is taken when all is prepared for it."""
@@ -192,8 +187,17 @@ class Worker(SimpleWorker):
             return
         except Stopped:
             return
+        except OF_A_RUN as error:
+            self.pass_over(ticket.run_id, error)
+            return
         if not self.stop.requested and (taken := self.take(ticket)):
             self.execute(*taken)
+
+    def pass_over(self, run_id: str, error: DiptychError) -> None:
+        """Leave a run to other workers, or until this one is started again: its files or settings do not do here."""
+        told = type(error)(f"{error}; `diptych cancel {run_id}` drops the run")
+        self.outcome.passed_over[run_id] = told
+        logger.error("run %s is passed over until a worker is started again: %s", run_id, told)
 
     def refuse(self, found: Refusal) -> None:
         """Drop what is no ticket."""
@@ -201,18 +205,18 @@ class Worker(SimpleWorker):
         self.tickets.refuse(found)
 
     def take(self, ticket: Ticket) -> tuple[TicketJob, Execution] | None:
-        """Move the next ticket from the queue to a lease in one transaction; None when it is no longer the next."""
+        """Move a ticket from the queue to a lease in one transaction; None when it waits no longer."""
         try:
             job = self.tickets.fetch(ticket, self.ticket_class)
         except TicketError:
             return None      # changed since it was looked at; the next look will tell
 
         def settle(pipe: Pipeline) -> Execution | None:
-            entry = pipe.lindex(self.tickets.rq.key, 0)
+            found = pipe.lpos(self.tickets.rq.key, ticket.id)
             pipe.multi()
-            if entry is None or as_text(entry) != ticket.id:
+            if found is None:
                 return None
-            pipe.lpop(self.tickets.rq.key)
+            pipe.lrem(self.tickets.rq.key, 1, ticket.id)
             execution = Execution.create(job, self.get_heartbeat_ttl(job), pipeline=pipe, worker_name=self.name)
             job.prepare_for_execution(self.name, pipeline=pipe)
             self.set_state(WorkerStatus.BUSY, pipeline=pipe)
@@ -236,7 +240,9 @@ class Worker(SimpleWorker):
                 self.tickets.put([job.ticket])
         except GaveUpError as gave_up:
             logger.warning("%s; the ticket of job %s comes back by itself", gave_up, job.id)
-        if error is not None and fate(error) == "back" and not isinstance(error, Stopped):
+        if isinstance(error, OF_A_RUN):
+            self.pass_over(job.ticket.run_id, error)
+        elif error is not None and fate(error) == "back" and not isinstance(error, Stopped):
             raise error
 
     def settle(self, job: TicketJob, execution: Execution, error: BaseException | None) -> None:
@@ -268,7 +274,7 @@ class Worker(SimpleWorker):
     def _write(self, job: TicketJob, pipe: Pipeline, outcome: Fate) -> bool:
         """Write what becomes of a ticket, and say whether it is back on the queue."""
         if outcome == "retry":
-            return self.tickets.retry(job, pipe, at_front=False)
+            return self.tickets.retry(job, pipe)
         if outcome == "back":
             self.tickets.put_back(job, pipe)
             return True

@@ -1,0 +1,76 @@
+"""Deaths: what counts as one, and what takes it back."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from store_samples import create_database, make_row, make_run
+
+from store.database import Database
+from store.deaths import begin_alone, forget_deaths, is_tried_alone, leave_alone
+from store.jobs import end_job, finish_job, release_job, start_job
+from store.results import record_results
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with create_database(tmp_path) as db:
+        yield db
+
+
+def test_each_take_without_an_end_is_a_death_of_the_job(database: Database) -> None:
+    run = make_run(database, 12)
+
+    assert [start_job(database, run.id, 0, "w").deaths for _ in range(4)] == [0, 1, 2, 3]
+    assert start_job(database, run.id, 1, "w").deaths == 0
+
+
+@pytest.mark.parametrize(("end", "deaths"), [
+    (lambda db, run: record_results(db, run, [make_row(2)]), 0),
+    (lambda db, run: finish_job(db, run, 0, 1.0), 0),
+    (lambda db, run: end_job(db, run, 0), 0),
+    (lambda db, run: release_job(db, run, 0), 1),      # this take was none; the one before it was
+    (forget_deaths, 0),
+], ids=["a result", "finished", "ended", "left in order", "resumed"])
+def test_what_takes_deaths_back(database: Database, end: Callable[[Database, str], object], deaths: int) -> None:
+    run = make_run(database, 12)
+    for _ in range(2):
+        start_job(database, run.id, 0, "w")
+
+    end(database, run.id)
+
+    assert start_job(database, run.id, 0, "w").deaths == deaths
+
+
+def test_a_result_of_another_job_takes_no_death_back(database: Database) -> None:
+    run = make_run(database, 12)
+    start_job(database, run.id, 0, "w")
+
+    record_results(database, run.id, [make_row(7)])
+
+    assert start_job(database, run.id, 0, "w").deaths == 1
+
+
+def test_a_pair_that_is_tried_alone_counts_for_itself(database: Database) -> None:
+    run = make_run(database, 12)
+
+    assert [begin_alone(database, run.id, 0, 3) for _ in range(3)] == [0, 1, 2]
+    assert begin_alone(database, run.id, 0, 2) == 0
+
+    assert is_tried_alone(database, run.id, 0)
+    assert not is_tried_alone(database, run.id, 1)
+
+
+def test_a_result_an_orderly_end_and_a_resume_take_a_pairs_deaths_back(database: Database) -> None:
+    run = make_run(database, 12)
+    for position in (1, 2, 3):
+        begin_alone(database, run.id, 0, position)
+        begin_alone(database, run.id, 0, position)
+
+    record_results(database, run.id, [make_row(1)])
+    leave_alone(database, run.id, 2)
+
+    assert [begin_alone(database, run.id, 0, position) for position in (1, 2, 3)] == [0, 1, 2]
+    forget_deaths(database, run.id)
+    assert not is_tried_alone(database, run.id, 0)
+    assert begin_alone(database, run.id, 0, 3) == 0

@@ -1,0 +1,45 @@
+"""A Mac is kept awake while a worker works; elsewhere nothing is started."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import wait_for
+
+from workers.awake import awake
+
+
+@pytest.fixture
+def caffeinate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a program of that name on the PATH that writes how it was called, and stays."""
+    program = tmp_path / "caffeinate"
+    program.write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/called"\nexec sleep 600\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return tmp_path / "called"
+
+
+def test_a_mac_is_asked_to_stay_awake_for_this_process(caffeinate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+
+    with awake():
+        wait_for(lambda: caffeinate.exists() and caffeinate.read_text().endswith("\n"), "caffeinate to be called")
+
+    assert caffeinate.read_text().split() == ["-i", "-w", str(os.getpid())]
+
+
+def test_a_mac_without_caffeinate_works_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    with awake():
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="about other systems")
+def test_elsewhere_nothing_is_started(caffeinate: Path) -> None:
+    with awake():
+        pass
+
+    assert not caffeinate.exists()
