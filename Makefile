@@ -1,7 +1,7 @@
 # Two commands are enough: `make demo` to see it work, `make test` to check it. Written for GNU make 3.81, which macOS has.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench clean generate batch-generate precompute
+.PHONY: help setup demo test faults bench clean generate batch-generate precompute
 
 # ---- the environment: .venv, made anew when it is incomplete, moved or broken, brought up to date when its two files change
 INSTALLED := .venv/.installed
@@ -31,6 +31,12 @@ test: $(INSTALLED)  ## ruff, mypy --strict, import-linter, pytest
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest --numprocesses auto --dist loadfile
+
+# ---- the faults: their short form is in `make test`
+faults: $(INSTALLED)  ## the long form of tests/faults, with its tables in docs/reliability.md: two hours
+	rm -f tests/faults/measured.jsonl
+	DIPTYCH_FAULTS=long DIPTYCH_TALLY=$(CURDIR)/tests/faults/measured.jsonl .venv/bin/python -m pytest tests/faults
+	.venv/bin/python tests/faults/report.py
 
 # ---- the benchmarks: figures into benchmarks/measured/, tables into docs/performance.md; contenders in .venv-rivals
 MEASURED := benchmarks/measured
