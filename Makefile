@@ -36,7 +36,7 @@ test: $(INSTALLED)  ## ruff, mypy --strict, import-linter, pytest
 faults: $(INSTALLED)  ## the long form of tests/faults, with its tables in docs/reliability.md: two hours
 	rm -f tests/faults/measured.jsonl
 	DIPTYCH_FAULTS=long DIPTYCH_TALLY=$(CURDIR)/tests/faults/measured.jsonl .venv/bin/python -m pytest tests/faults
-	.venv/bin/python tests/faults/report.py
+	.venv/bin/python tests/faults/reliability.py
 
 # ---- the benchmarks: figures into benchmarks/measured/, tables into docs/performance.md; contenders in .venv-rivals
 MEASURED := benchmarks/measured

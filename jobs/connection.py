@@ -60,10 +60,14 @@ def read_version(url: str) -> tuple[int, ...]:
     except (ValueError, TypeError):
         found = "options that cannot be read"
     # Raised here, without the cause, whose traceback may show the password.
-    raise QueueError(
-        f"{mask(url)}: expected a Redis that answers, found: {found.rstrip('.')}; "
-        "is it running, are address and password right?"
-    )
+    raise QueueError(f"{mask(url)}: expected a Redis that answers, found: {found.rstrip('.')}; {advice(found)}")
+
+
+def advice(found: str) -> str:
+    """Say what a person can do about a Redis that cannot be asked."""
+    if "certificate verify failed" in found:
+        return "name the authority that vouches for it, rediss://HOST:PORT?ssl_ca_certs=FILE, if the host is right"
+    return "is it running, are address and password right?"
 
 
 def mask(url: str) -> str:

@@ -1,6 +1,7 @@
 """What tests share: a home of their own for embedded servers, the tiny reference checkpoint, and its embeddings."""
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+import trustme
+from realpostgres import Postgres
 from realvalkey import Valkey
+
+from store.database import Database, open_database
 
 signal.signal(signal.SIGINT, signal.default_int_handler)      # started in the background, it would be ignored
 mx.set_default_device(mx.cpu)      # where a row's float32 sums are the same in any batch; on Metal kernels differ
@@ -66,6 +71,37 @@ def server() -> Iterator[Valkey]:
     valkey.start()
     yield valkey
     valkey.remove()
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """An authority for certificates, that nobody else knows."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def postgres(authority: trustme.CA) -> Iterator[Postgres]:
+    """A real PostgreSQL that is reached over TLS."""
+    server = Postgres(authority)
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a database may be made, of either kind."""
+    if request.param == "sqlite":
+        return str(tmp_path / "results.db")
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.make_database(f"test-{secrets.token_hex(4)}")
+
+
+@pytest.fixture
+def database(location: str) -> Iterator[Database]:
+    """An empty database, of either kind."""
+    with open_database(location, create=True) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from store.database import Database, open_database
 from store.records import Comparison, NewRun, Pair, Run, Sampling
 from store.runs import create_run
 
+ON_SQLITE = pytest.mark.parametrize("location", ["sqlite"], indirect=True)      # for what PostgreSQL does differently
 ROOT = Path(__file__).parent.parent
 IMAGES = ("cats/one.jpg", "cats/two.jpg", "dogs/one.jpg", "100%_sure.png")
 NEW_RUN = NewRun(

@@ -1,21 +1,14 @@
 """Deaths: what counts as one, and what takes it back."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from store_samples import create_database, make_row, make_run
+from store_samples import make_row, make_run
 
 from store.database import Database
 from store.deaths import begin_alone, forget_deaths, is_tried_alone, leave_alone
 from store.jobs import end_job, finish_job, release_job, start_job
 from store.results import record_results
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with create_database(tmp_path) as db:
-        yield db
 
 
 def test_each_take_without_an_end_is_a_death_of_the_job(database: Database) -> None:

@@ -1,15 +1,13 @@
 """Jobs: what is left of a run, who works at it and how fast."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import event, select
 from sqlalchemy.engine import Connection
-from store_samples import create_database, make_pairs, make_row, make_run
+from store_samples import ON_SQLITE, make_pairs, make_row, make_run
 
 from store.database import Database
 from store.errors import RunError
@@ -31,12 +29,6 @@ from store.records import Pair
 from store.results import record_results
 from store.runs import cancel_run, find_run
 from store.schema import is_to_retry, results
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with create_database(tmp_path) as db:
-        yield db
 
 
 def test_a_job_is_unfinished_until_each_of_its_pairs_has_a_row(database: Database) -> None:
@@ -124,6 +116,7 @@ def test_only_the_jobs_with_failures_and_not_the_one_in_work_wait_again(database
     assert job_counts(database, run.id) == JobCounts(queued=1, running=1)
 
 
+@ON_SQLITE
 def test_looking_for_rows_to_retry_does_not_walk_through_the_results(database: Database) -> None:
     query = str(select(results.c.position).where(results.c.run_id == "x", is_to_retry)).replace(":run_id_1", "'x'")
 
@@ -174,6 +167,7 @@ def test_the_pairs_of_a_job_come_in_order_of_position_wherever_they_stand_in_the
     assert read_pairs(database, run.id, 5) == read_pairs(database, "nonesuch", 0) == []
 
 
+@ON_SQLITE
 def test_no_question_about_one_job_walks_through_the_whole_run(database: Database) -> None:
     run = make_run(database, 100)
     plans: list[str] = []
@@ -195,7 +189,7 @@ def test_no_question_about_one_job_walks_through_the_whole_run(database: Databas
 def test_each_start_of_a_job_is_an_attempt(database: Database) -> None:
     run = make_run(database)
 
-    attempts = [start_job(database, run.id, job, "w1") for job in (0, 1, 0, 0)]
+    attempts = [start_job(database, run.id, job, "w1").attempt for job in (0, 1, 0, 0)]
 
     assert attempts == [1, 1, 2, 3]
 

@@ -3,26 +3,18 @@
 import random
 import sqlite3
 import tracemalloc
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy.exc import IntegrityError
-from store_samples import create_database, finish, make_row, make_run, python
+from store_samples import ON_SQLITE, finish, make_row, make_run, python
 
 from store.database import Database
 from store.errors import RunError
 from store.records import Comparison
 from store.results import COMPARISON_COLUMNS, Filters, read_comparisons, read_result, record_results
 from store.runs import find_run, list_runs
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with create_database(tmp_path) as db:
-        yield db
 
 
 def counters(db: Database, run_id: str) -> tuple[int, int]:
@@ -123,7 +115,7 @@ def test_a_run_ends_with_its_last_row(database: Database) -> None:
     assert states == ["queued", "queued", "queued", "done"]
 
 
-def test_two_processes_that_record_the_same_rows_leave_each_once(database: Database) -> None:
+def test_two_processes_that_record_the_same_rows_leave_each_once(database: Database, location: str) -> None:
     code = """
 import sys; sys.path.insert(0, "tests")
 from store.database import open_database; from store.results import record_results; from store_samples import make_row
@@ -133,7 +125,7 @@ with open_database(sys.argv[1], create=False) as db:
 """
     run = make_run(database, 400)
 
-    for process in [python(code, database.location, run.id, number) for number in range(2)]:
+    for process in [python(code, location, run.id, number) for number in range(2)]:
         finish(process)
 
     assert counters(database, run.id) == (400, 0)
@@ -264,6 +256,7 @@ def test_many_rows_are_read_in_flat_memory(database: Database) -> None:
     assert peak(24_000) < 1.2 * peak(6_000)
 
 
+@ON_SQLITE
 def test_a_slow_reader_does_not_hold_the_log(database: Database) -> None:
     run = make_run(database, 5_000)
     rows = read_comparisons(database, run.id, Filters())
@@ -278,6 +271,7 @@ def test_a_slow_reader_does_not_hold_the_log(database: Database) -> None:
     assert [row["status"] for row in rows][-1] == "done"
 
 
+@ON_SQLITE
 def test_a_range_of_the_view_is_found_by_keys_alone(database: Database) -> None:
     with database.read() as connection:
         plan = connection.exec_driver_sql(

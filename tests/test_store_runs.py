@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
-from store_samples import IMAGES, NEW_RUN, create_database, make_pairs, make_row, make_run, python
+from store_samples import IMAGES, NEW_RUN, ON_SQLITE, create_database, make_pairs, make_row, make_run, python
 
 from store.database import Database, open_database
 from store.errors import RunError
@@ -17,12 +17,6 @@ from store.jobs import read_pairs, start_job, unfinished_jobs
 from store.records import NewRun, Pair
 from store.results import record_results
 from store.runs import cancel_run, check_name, create_run, find_run, is_cancelled, lift_cancel, list_runs
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with create_database(tmp_path) as db:
-        yield db
 
 
 def count(db: Database, table: str) -> int:
@@ -244,6 +238,7 @@ def test_only_a_run_with_something_to_do_can_be_cancelled(database: Database) ->
         cancel_run(database, "nonesuch")
 
 
+@ON_SQLITE
 def test_the_view_of_runs_says_the_same_as_the_records(database: Database) -> None:
     run = make_run(database, 3)
     cancelled = make_run(database, 3)

@@ -230,8 +230,8 @@ def test_generating_leaves_the_global_random_state_alone() -> None:
 
 
 def test_the_next_step_is_scheduled_before_the_tokens_of_this_one_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule, scheduled = mx.async_eval, list[mx.array]()
-    monkeypatch.setattr(mx, "async_eval", lambda *tokens: (scheduled.extend(tokens), schedule(*tokens)))
+    schedule, scheduled = mx.async_eval, list[tuple[mx.array, ...]]()
+    monkeypatch.setattr(mx, "async_eval", lambda *step: (scheduled.append(step), schedule(*step)))
 
     steps = make_engine().generate(reference_prompt(0), make_rows()[:2], Sampling(do_sample=False, max_tokens=3),
                                    LIMITS)

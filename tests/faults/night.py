@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ LONG = os.environ.get("DIPTYCH_FAULTS") == "long"      # `make faults`; else the
 TALLY = os.environ.get("DIPTYCH_TALLY")                # a file that takes what was tried, a JSON object a line
 ROWS = ("select c.position, c.idx_a, c.idx_b, c.status, c.text, c.finish_reason, c.seed, hex(r.token_ids) "
         "from comparisons c left join results r using (run_id, position) where c.run_id = ? order by c.position")
+TWINS: dict[tuple[object, ...], list[tuple[object, ...]]] = {}      # results of undisturbed runs, by options and pairs
 
 
 @dataclass
@@ -47,11 +49,13 @@ class Night:
         return done.stdout.strip()
 
     @contextmanager
-    def worker(self, *words: object, program: Sequence[str] = (str(DIPTYCH),)) -> Iterator[subprocess.Popen[str]]:
+    def worker(
+        self, *words: object, program: Sequence[str] = (str(DIPTYCH),), **env: str
+    ) -> Iterator[subprocess.Popen[str]]:
         """Start a worker; it is killed at the end where it still runs."""
-        command = [*program, "worker", *map(str, words), *self.place]
+        command, env = [*program, "worker", *map(str, words), *self.place], os.environ | env
         with (self.folder / "worker.log").open("a") as log:
-            process = subprocess.Popen(command, cwd=self.folder, env=os.environ, stdout=log, stderr=log, text=True)
+            process = subprocess.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=log, text=True)
         try:
             yield process
         finally:
@@ -89,12 +93,27 @@ class Night:
         return self.ask(ROWS, run_id)
 
 
+def impatient(heartbeat: float) -> Sequence[str]:
+    """Return the program with other seconds between heartbeats; a lease lasts three."""
+    code = f"""
+from cli.main import main
+from workers.worker import work
+
+work.__kwdefaults__["heartbeat"] = {heartbeat}
+main()
+"""
+    return (sys.executable, "-c", code)
+
+
 def undisturbed(night: Night) -> list[tuple[object, ...]]:
-    """Return the results of the same run without any fault, in a database of its own."""
-    twin = Night(night.folder, night.options, "undisturbed.db")
-    run_id = twin.enqueue()
-    twin.finish()
-    return twin.rows(run_id)
+    """Return the results of the same run without any fault, in a database of its own; computed once."""
+    key = (night.options, (night.folder / "pairs.txt").read_text())
+    if key not in TWINS:
+        twin = Night(night.folder, night.options, "undisturbed.db")
+        run_id = twin.enqueue()
+        twin.finish()
+        TWINS[key] = twin.rows(run_id)
+    return TWINS[key]
 
 
 def check(night: Night, run_id: str, fault: str, **counts: int) -> None:

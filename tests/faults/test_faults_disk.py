@@ -105,8 +105,13 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("when", ["before any work", "between interrupt and resume"])
-@pytest.mark.parametrize("name", CHANGES)
+
+
+WHEN = ("before any work", "between interrupt and resume")
+CASES = [(name, when) for place, name in enumerate(CHANGES) for when in (WHEN if LONG else [WHEN[place % 2]])]
+
+
+@pytest.mark.parametrize(("name", "when"), CASES)
 def test_files_that_have_changed_are_refused_and_named_until_they_are_back(night: Night, name: str, when: str) -> None:
     folder, kept = night.folder, night.folder / "kept"
     weights = (folder / "vision_weights").resolve()

@@ -39,7 +39,7 @@ from workers.stop import Stop
 from workers.tasks import compare_job, give_up_job
 from workers.worker import Worker, work
 
-EXAMPLES, STEPS = (1_000, 40) if LONG else (25, 20)
+EXAMPLES, STEPS = (1_000, 40) if LONG else (20, 15)
 JOB, N_PAIRS = 3, 8
 ROWS = "select position, status, text, seed, token_ids from results where run_id = :run order by position"
 

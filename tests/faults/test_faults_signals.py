@@ -10,18 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import DIPTYCH, wait_for
-from night import LONG, Night, check
+from night import LONG, Night, check, impatient
 
 HEARTBEAT = 10.0 if LONG else 0.3      # seconds; a lease lasts three
 COMPILED = 0.5      # seconds; on the CPU MLX calls its compiler first with system(), which ignores SIGINT meanwhile
 ASLEEP = 40.0 if LONG else 3.0         # seconds
-IMPATIENT = f"""
-from cli.main import main
-from workers.worker import work
-
-work.__kwdefaults__["heartbeat"] = {HEARTBEAT}
-main()
-"""
 # Runs a command in a terminal of its own, says its process id, and closes the terminal when a line comes.
 TERMINAL = """
 import os, pty, sys
@@ -109,7 +102,7 @@ def test_a_terminal_that_closes_costs_nothing(workspace: Path, command: tuple[st
 
 def test_a_worker_that_sleeps_past_its_lease_does_no_harm_when_it_wakes(workspace: Path) -> None:
     night, run_id = make_night(workspace, pairs=32)
-    program = (sys.executable, "-c", IMPATIENT)
+    program = impatient(HEARTBEAT)
     with night.worker(program=program) as asleep:
         wait_for(lambda: is_begun(night), "the first job")
         os.kill(asleep.pid, signal.SIGSTOP)

@@ -1,6 +1,6 @@
 """Write the tables of docs/reliability.md from what the suite has written down. It tries nothing.
 
-    .venv/bin/python tests/faults/report.py
+    .venv/bin/python tests/faults/reliability.py
 
 `make faults` runs the suite in its long form and then this.
 """
