@@ -5,6 +5,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from cli.show import escape
+
 
 class _Stderr(logging.Handler):
     """Writes to what sys.stderr is now: a progress bar puts itself in between for a while."""
@@ -13,6 +15,13 @@ class _Stderr(logging.Handler):
         """Write one line."""
         sys.stderr.write(self.format(record) + "\n")
         sys.stderr.flush()
+
+
+class _Lines(logging.Formatter):
+    """A line for people, which cannot drive their terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape(super().format(record))
 
 
 class _JsonLines(logging.Formatter):
@@ -27,7 +36,7 @@ class _JsonLines(logging.Formatter):
 def set_up_logging(form: str, *, quiet: bool) -> None:
     """Send diptych's log lines to stderr in the given form; with quiet only errors."""
     handler = _Stderr()
-    handler.setFormatter(_JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_JsonLines() if form == "json" else _Lines("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("diptych")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.ERROR if quiet else logging.INFO)

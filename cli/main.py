@@ -8,6 +8,7 @@ from importlib import import_module
 import click
 
 from cli.options import global_options
+from cli.show import escape
 from store.errors import DiptychError
 
 COMMANDS = (
@@ -79,5 +80,5 @@ def run(command: click.Command, argv: Sequence[str] | None = None) -> int:
 def _fail(error: Exception, message: str, status: int) -> int:
     if os.environ.get("DIPTYCH_DEBUG") == "1":
         raise error
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    click.echo(f"Error: {escape(' '.join(message.split()))}", err=True)
     return status

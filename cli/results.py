@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TABLE_ROWS = 100      # rows of a table when no --limit is given: more is for a file
 DIGITS = 18           # of an integer that is sure to fit the 64 bits of a database
+LONGEST = 10_000      # characters of a text to look for
 TABLE_COLUMNS = ("position", "image_a", "image_b", "text")
 
 
@@ -41,6 +42,13 @@ def check_digits(ctx: click.Context | None, param: click.Parameter | None, value
     return value
 
 
+def check_length(ctx: click.Context | None, param: click.Parameter | None, value: str | None) -> str | None:
+    """Refuse a text that is too long for SQLite to look for: its patterns have 50,000 bytes."""
+    if value is not None and len(value) > LONGEST:
+        raise click.BadParameter(f"expected at most {LONGEST:,} characters, found {len(value):,}", ctx, param)
+    return value
+
+
 @click.command("results", short_help="Query the results of a run.")
 @click.argument("run", required=False)
 @click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl", "parquet"]), default=None,
@@ -51,7 +59,8 @@ def check_digits(ctx: click.Context | None, param: click.Parameter | None, value
 @click.option("--pair", type=PairType(), help="Only this pair of indices.")
 @click.option("--image", metavar="X", callback=check_digits,
               help="Only pairs with this image: an index, or a name in filenames.txt.")
-@click.option("--contains", metavar="TEXT", help="Only texts that contain this; upper and lower case are the same.")
+@click.option("--contains", metavar="TEXT", callback=check_length,
+              help="Only texts that contain this; upper and lower case are the same.")
 @click.option("--status", type=click.Choice(["pending", "done", "failed"]), help="Only these pairs.")
 @click.option("--limit", type=click.IntRange(min=1), callback=check_digits,
               help=f"At most so many.  [table: {TABLE_ROWS}; else: all]")

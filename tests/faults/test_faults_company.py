@@ -1,14 +1,16 @@
 """Many at one database: two workers, readers and writers beside them; nobody waits in vain, no lease is lost."""
 
 import sqlite3
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from conftest import wait_for
+from conftest import DIPTYCH, wait_for
 from night import LONG, Night, check
 from realvalkey import Valkey
 
@@ -31,6 +33,19 @@ def read_as_a_foreigner(night: Night) -> None:
     connection.close()
 
 
+@contextmanager
+def watching(night: Night, run_id: str) -> Iterator[subprocess.Popen[str]]:
+    """Let `status --watch` look on."""
+    command = [str(DIPTYCH), "status", run_id, "--watch", *night.place]
+    with (night.folder / "watched").open("w") as out:
+        process = subprocess.Popen(command, cwd=night.folder, stdout=out, stderr=out, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_two_workers_and_their_company_are_never_in_each_others_way(workspace: Path) -> None:
     night = Night(workspace)
     night.write_pairs(PAIRS)
@@ -49,17 +64,20 @@ def test_two_workers_and_their_company_are_never_in_each_others_way(workspace: P
         lambda: read_as_a_foreigner(night),
     ]
     threads = [threading.Thread(target=repeat, args=(do,)) for do in company]
-    with night.worker() as one, night.worker() as two:
+    with night.worker() as one, night.worker() as two, watching(night, run_id) as watch:
         for thread in threads:
             thread.start()
         wait_for(lambda: night.done(run_id) == PAIRS, "all pairs", seconds=240)
         ended.set()
         for thread in threads:
             thread.join()
+        assert watch.wait(timeout=60) == 0
         for worker in (one, two):
             worker.terminate()
             assert worker.wait(timeout=60) == 0, night.log
 
+    watched = (night.folder / "watched").read_text()
+    assert f"{PAIRS} of {PAIRS} done" in watched.replace(",", "")
     assert said
     assert all(line.startswith("0 ") for line in said), said
     assert "locked" not in night.log + "".join(said)
