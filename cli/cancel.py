@@ -3,6 +3,7 @@
 import click
 
 from cli.options import Globals, pass_globals
+from cli.show import count
 
 
 @click.command("cancel", short_help="Drop what is left of a run.")
@@ -24,4 +25,4 @@ def command(values: Globals, run: str) -> None:
     with open_database(values.db, create=False) as database:
         found = find_run(database, run)
         dropped = cancel_run_here(database, values.redis, found)
-    click.echo(f"run {found.id}: cancelled; {dropped:,} jobs dropped, {found.done:,} of {found.total:,} done")
+    click.echo(f"run {found.id}: cancelled; {count(dropped, 'job')} dropped, {found.done:,} of {found.total:,} done")

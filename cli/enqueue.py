@@ -18,7 +18,7 @@ from cli.options import (
     pass_globals,
     seed_option,
 )
-from cli.show import duration
+from cli.show import count, duration
 
 if TYPE_CHECKING:
     from jobs.enqueue import Plan
@@ -90,7 +90,8 @@ def command(
     with open_database(values.db, create=True) as database, open_queue(database, values.redis) as queue:
         run = enqueue_run(database, queue, plan)
     if not values.quiet:
-        click.echo(f"{run.total:,} pairs in {plan.n_jobs:,} jobs; next: diptych worker{values.typed}", err=True)
+        click.echo(f"{count(run.total, 'pair')} in {count(plan.n_jobs, 'job')}; next: diptych worker{values.typed}",
+                   err=True)
     click.echo(run.id)
     return 0
 

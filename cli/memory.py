@@ -22,7 +22,8 @@ def memory_lines(plan: "Plan", asked: int | None) -> Sequence[str]:
     inputs, settings = plan.inputs, plan.request.settings
     try:
         memory = plan_memory(inputs.checkpoint, inputs.prompt, settings.sampling, limit,
-                             batch_size=plan.request.batch_size, images=len(inputs.embeddings.filenames))
+                             batch_size=min(plan.request.batch_size, len(plan.pairs)),
+                             images=len(inputs.embeddings.filenames))
     except SettingsError as error:
         return [str(error)]
     return ["memory:", *(f"  {line}" for line in describe_plan(memory))]

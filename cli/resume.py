@@ -3,6 +3,7 @@
 import click
 
 from cli.options import Globals, pass_globals
+from cli.show import count
 
 
 @click.command("resume", short_help="Put back on the queue what is not done.")
@@ -29,6 +30,6 @@ def command(values: Globals, run: str | None, retry_failed: bool) -> None:
         with open_queue(database, values.redis) as queue:
             resumed = resume(database, queue, found, retry_failed=retry_failed)
     click.echo(f"run {found.id}: {resumed.pending:,} of {found.total:,} pairs pending, {resumed.failed:,} failed; "
-               f"{resumed.put_back:,} jobs put back on the queue")
+               f"{count(resumed.put_back, 'job')} put back on the queue")
     if (resumed.pending or resumed.put_back) and not values.quiet:
         click.echo(f"next: diptych worker --burst{values.typed}", err=True)

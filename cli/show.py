@@ -31,6 +31,11 @@ def short(text: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
+def count(number: int, thing: str) -> str:
+    """Write a number of things: 1 job, 2 jobs, 1,000 jobs."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
 def duration(seconds: float) -> str:
     """Write seconds as a person says them: 45 s, 12 min, 3 h 20 min."""
     minutes = round(seconds / 60)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import Globals, pass_globals
-from cli.show import duration
+from cli.show import count, duration
 
 if TYPE_CHECKING:
     from jobs.progress import Progress
@@ -40,7 +40,7 @@ def _sentence(progress: "Progress") -> str:
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
     if progress.queued_jobs or progress.running_jobs:
-        parts.append(f"{progress.queued_jobs:,} jobs queued, {progress.running_jobs:,} running")
+        parts.append(f"{count(progress.queued_jobs, 'job')} queued, {progress.running_jobs:,} running")
     if progress.comparisons_per_minute:
         parts.append(f"{progress.comparisons_per_minute:,.1f} comparisons/min")
     if progress.seconds_left:

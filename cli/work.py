@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import Globals
+from cli.show import count
 
 if TYPE_CHECKING:
     from jobs.enqueue import Plan
@@ -29,6 +30,8 @@ def work_off(values: Globals, options: "Options") -> int:
           Stop() as stop, WorkBar(quiet=values.quiet) as bar):
         if not options.burst:
             say(values, f"waiting for jobs in {database.location}; Ctrl-C ends it")
+        if options.burst and not queue.waiting():
+            say(values, "no job waits")
         work = run_worker(database, queue, options, stop, bar)
         missing = left_behind(database, queue) if options.burst and not stop.requested else []
     refuse_idleness(work)
@@ -51,9 +54,9 @@ def batch_generate(values: Globals, plan: "Plan", *, print_texts: bool) -> int:
           Stop() as stop):
         ahead = len(queue.waiting())
         run = enqueue_run(database, queue, plan)
-        say(values, f"run {run.id}: {run.total:,} pairs in {plan.n_jobs:,} jobs")
+        say(values, f"run {run.id}: {count(run.total, 'pair')} in {count(plan.n_jobs, 'job')}")
         if ahead:
-            say(values, f"{ahead:,} jobs of other runs come first")
+            say(values, f"other runs come first: {count(ahead, 'job')}")
         with (PrintedTexts(run.id, quiet=values.quiet) if print_texts else WorkBar(quiet=values.quiet)) as bar:
             work = run_worker(database, queue, Options(burst=True), stop, bar)
         run = find_run(database, run.id)

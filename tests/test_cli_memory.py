@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from store.records import Sampling
 @pytest.fixture
 def plan(workspace: Path) -> Plan:
     settings = Settings(workspace / "embeddings_512", workspace / "vision_weights", "Which?", False, Sampling())
+    (workspace / "pairs.txt").write_text("0,1\n" * 512)
     return plan_run(Request(settings, workspace / "pairs.txt", None, 5, 512, None, ()))
 
 
@@ -27,6 +29,12 @@ def test_a_plan_for_another_machine_is_made_for_the_limit_that_is_asked_for(plan
     assert lines[0] == "memory:"
     assert "a job of 512 pairs runs in slices of " in "\n".join(lines)
     assert lines[-1].endswith("of a limit of 100.0 MB")
+
+
+def test_a_plan_is_made_for_no_more_pairs_than_the_run_has(plan: Plan) -> None:
+    of_two = replace(plan, pairs=plan.pairs[:2])
+
+    assert "2 of " in next(line for line in memory_lines(of_two, None) if "rows" in line)
 
 
 def test_a_plan_for_this_machine_is_made_for_what_its_device_has(plan: Plan) -> None:

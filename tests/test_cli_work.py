@@ -57,7 +57,7 @@ def test_the_drop_in_prints_the_texts_of_its_own_run_only(workspace: Path) -> No
 
     assert done.returncode == 0, done.stderr
     assert places(done.stdout) == [0, 1]
-    assert "1 jobs of other runs come first" in done.stderr
+    assert "other runs come first: 1 job" in done.stderr
 
 
 def test_a_worker_with_nothing_to_do_in_a_wrong_folder_makes_no_database(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from store.runs import list_runs
 from store.weights import text_tensors
 from workers.device import device_name, memory_limit
 
-GB = 1e9
 BITS = {"bf16": 16.0, "8-bit": 8.5, "4-bit": 4.5}      # a weight, scales and biases of groups of 64 included
 FLASH = TextConfig(                # GLM-4.6V-Flash's config.json
     hidden_size=4096, intermediate_size=13696, n_layers=40, n_heads=32, n_kv_heads=2, head_dim=128, vocab_size=151552,
@@ -139,7 +138,7 @@ def _weights(patient: Patient) -> Finding:
     size = sum(file.stat().st_size for file in checkpoint.files)
     quantization = checkpoint.quantization
     bits = f"{quantization['bits']}-bit" if quantization else "/".join(sorted(_dtypes(checkpoint)))
-    return Finding("weights", f"{patient.weights}: {checkpoint.model_type}, {bits}, {size / GB:.2f} GB")
+    return Finding("weights", f"{patient.weights}: {checkpoint.model_type}, {bits}, {format_size(size)}")
 
 
 def _dtypes(checkpoint: Checkpoint) -> set[str]:
