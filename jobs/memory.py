@@ -41,6 +41,7 @@ CHUNK_TOKENS = 256, 640    # the least and the most by that; beyond, products ga
 LEAST_CHUNK = 64           # tokens, where memory is short: fewer, and the weights are read for little work
 
 LARGEST_ARRAY = 2**31 - 1  # values: many kernels count them in 32 bits
+MOST_BUFFERS = 250_000     # of the 499,000 that Metal gives a process: what prefixes may take, two a layer each
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,12 @@ class Needs:
         """Return the rows whose largest array, a layer's keys or the logits, has values that 32 bits can count."""
         c = self.decoder.config
         return max(LARGEST_ARRAY // max(c.n_kv_heads * c.head_dim * self._capacity, c.vocab_size), 1)
+
+    @property
+    def most_prefixes(self) -> int:
+        """Return the prefixes of use beside the one at work: of other images, in buffers that the device has."""
+        buffers = MOST_BUFFERS // (2 * self.decoder.config.n_layers)
+        return buffers if self.demand.images is None else min(buffers, max(self.demand.images - 1, 0))
 
     @property
     def _capacity(self) -> int:
@@ -220,9 +227,7 @@ def share_out(needs: Needs, limit: int) -> MemoryPlan:
     spare = limit - limit // KEPT - needs.least
     if spare < 0:
         raise _too_little(needs, limit)
-    prefixes, images = spare // PREFIX_SHARE, needs.demand.images
-    if images is not None:
-        prefixes = min(prefixes, max(images - 1, 0) * needs.prefix)
+    prefixes = min(spare // PREFIX_SHARE, needs.most_prefixes * needs.prefix)      # more than the one in use
     longer = min(spare // CHUNK_SHARE, (needs.most_chunk - LEAST_CHUNK) * needs.token)
     fitting = 1 + (spare - prefixes - longer) // needs.row
     chunk_tokens = LEAST_CHUNK + longer // needs.token

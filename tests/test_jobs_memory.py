@@ -244,3 +244,11 @@ def test_the_documentation_shows_the_plan_that_is_made() -> None:
     made = plan(24 * GB, batch_size=512, images=1000)
 
     assert "\n".join(["```", *describe_plan(made), "```"]) in page
+
+
+@pytest.mark.parametrize("prefix_tokens", [25, 40, 261])
+@pytest.mark.parametrize("limit", [64e9, 96e9, 512e9])
+def test_prefixes_take_no_more_buffers_than_metal_gives_a_process(prefix_tokens: int, limit: float) -> None:
+    made = plan(int(limit), prefix_tokens=prefix_tokens, images=1_000_000)
+
+    assert made.prefixes * 2 * FLASH.n_layers < 499_000 / 1.9      # the rest is the model's and the step's

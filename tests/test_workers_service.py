@@ -21,7 +21,7 @@ from store.results import record_results
 from store.runs import cancel_run, find_run
 from workers.engine import Engine
 from workers.report import Reporter
-from workers.service import Options, left_behind, run_worker
+from workers.service import Options, left_behind, make_lost_check, run_worker
 from workers.stop import Stop
 from workers.worker import Work
 
@@ -133,3 +133,26 @@ def test_runs_with_planned_pairs_and_no_ticket_for_them_are_left_behind(database
 
     record_results(database, partly.id, [replace(make_row(position), job=1) for position in range(4, 8)])
     assert left_behind(database, queue) == []
+
+
+def test_a_worker_that_waits_names_a_run_whose_tickets_are_lost_once(
+    database: Database, queue: JobQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    look = make_lost_check(database, queue, every=0)
+    lost, whole = make_run(database, 8), make_run(database, 8)
+    queue.put([Ticket(whole.id, 0), Ticket(whole.id, 1)])
+
+    look()
+    assert not caplog.records      # its enqueue may not have come so far
+    for _ in range(3):
+        look()
+    assert [record.message for record in caplog.records] == [
+        f"run {lost.id}: 8 planned pairs have no ticket on the queue; put them back: `diptych resume {lost.id}`"]
+
+    resume(database, queue, lost)
+    look()
+    queue.connection.flushall()
+    for _ in range(3):
+        look()
+    named = sorted(record.message.split(":")[0] for record in caplog.records[1:])
+    assert named == sorted([f"run {lost.id}", f"run {whole.id}"])

@@ -26,6 +26,7 @@ from workers.engine import Engine, Steps
 from workers.report import Reporter
 from workers.rows import Image, Row
 from workers.session import Session
+from workers.single import replay
 from workers.stop import Cancelled, Stop, Stopped
 from workers.tasks import compare_job, give_up_job
 
@@ -99,6 +100,28 @@ def test_a_pair_whose_embedding_went_bad_fails_alone_with_its_reason(database: D
     assert [row[0] for row in failed] == [4, 5, 6]      # the pairs with image 3
     assert all(text == "" and "003.png" in str(error) for _, text, error in failed)
     assert rows("select done, failed, state from run_summary") == [(5, 3, "done")]
+
+
+def test_a_row_that_falls_otherwise_alone_is_made_again_in_its_job_without_the_pairs_that_had_no_place_in_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, place = record_run(database, plan()), workplace(database)
+    loaded = place.session.prepare(run)
+    loaded.inputs.embeddings.__dict__["rows"] = spoilt = loaded.inputs.embeddings.rows.copy()
+    spoilt[3] = float("nan")      # pairs 4, 5 and 6
+    compare_job(place, run.id, 0)
+    generate, given = loaded.engine.generate, list[list[int]]()
+
+    def falls_otherwise_alone(prompt: Prompt, rows: Iterable[Row], *rest: Any) -> Steps:
+        taken = list(rows)
+        given.append([row.key for row in taken])
+        for step in generate(prompt, taken, *rest):
+            yield [replace(token, id=token.id ^ (len(taken) == 1)) for token in step]
+
+    monkeypatch.setattr(loaded.engine, "generate", falls_otherwise_alone)
+
+    assert replay(database, place.session, run, 2).first_difference is None
+    assert [given[0], sorted(given[1])] == [[2], [0, 1, 2, 3, 7]]
 
 
 class Died(BaseException):

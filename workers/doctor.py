@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import redis
+
 from jobs.environment import chip, mask_passwords, package_version
 from jobs.memory import Decoder, Demand, Needs, describe_plan, plan_memory, share_out
 from jobs.prompt import build_prompt
@@ -32,6 +34,7 @@ FLASH = TextConfig(                # GLM-4.6V-Flash's config.json
     max_positions=131072,
 )
 FLASH_DEMAND = Demand(prompt_tokens=545, prefix_tokens=261, sampling=Sampling())      # of its template, 256 an image
+SYNCED = ("mobile documents", "cloudstorage", "dropbox", "onedrive", "google drive")      # or what a name begins with
 WAL_RESET_BUG = ((3, 7, 0), (3, 51, 2))      # SQLite versions, both included
 
 
@@ -118,19 +121,30 @@ def _database(patient: Patient) -> Finding:
 def _synced(path: Path | None) -> str | None:
     """SQLite's WAL does not work where several machines see one file."""
     parts = {part.lower() for part in path.resolve().parts} if path else set()
-    cloud = parts & {"mobile documents", "dropbox", "onedrive", "google drive", "cloudstorage"}
-    return f"the database lies in a synced folder ({cloud.pop()}): move it to a local one" if cloud else None
+    cloud = next((name for name in SYNCED for part in parts if f"{part} ".startswith(f"{name} ")), None)
+    return f"the database lies in a synced folder ({cloud}): move it to a local one" if cloud else None
 
 
 def _queue(patient: Patient) -> Finding:
     if patient.redis is not None:
-        connect(patient.redis).close()
-        return Finding("queue", f"{mask_passwords(patient.redis)} answers")
+        with connect(patient.redis) as connection:
+            return Finding("queue", f"{mask_passwords(patient.redis)} answers", _forgetful(connection))
     running = "not running now"
     if database_exists(patient.db):
         with open_database(patient.db, create=False) as database:
             running = "running" if running_server(database.id) else running
     return Finding("queue", f"embedded server: {find_binary()}, {running}")
+
+
+def _forgetful(connection: redis.Redis) -> str | None:
+    """Say how a Redis of the user's own may lose tickets; results are safe, and `diptych resume` makes tickets anew."""
+    memory = connection.info("memory")
+    if memory["maxmemory"] and memory["maxmemory_policy"] != "noeviction":
+        policy = memory["maxmemory_policy"]
+        return f"it may drop jobs when its memory is full ({policy}): set maxmemory-policy noeviction"
+    if not connection.info("persistence")["aof_enabled"]:
+        return "it loses jobs when it restarts: set appendonly yes, or run `diptych resume` after each restart"
+    return None
 
 
 def _weights(patient: Patient) -> Finding:

@@ -1,7 +1,10 @@
 """A worker from start to end: its model, its queue, its stop, and what is left undone when it goes."""
 
+import logging
 import secrets
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +21,12 @@ from workers.device import device_name
 from workers.report import Reporter
 from workers.session import Session
 from workers.stop import Stop
-from workers.tasks import compare_job, give_up_job
+from workers.tasks import compare_job, give_up_job, lost_device
 from workers.worker import Work, work
+
+logger = logging.getLogger("diptych.worker")
+
+LOOK_EVERY = 10.0      # seconds between two looks of a worker that waits for runs whose tickets are lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,8 @@ def run_worker(database: Database, queue: JobQueue, options: Options, stop: Stop
     with awake():
         return work(
             queue, partial(compare_job, place), prepare=partial(_prepare, database, session),
-            give_up=partial(give_up_job, place), burst=options.burst, stop=stop, name=name,
+            give_up=partial(give_up_job, place), idle=make_lost_check(database, queue), burst=options.burst, stop=stop,
+            name=name,
         )
 
 
@@ -54,7 +62,8 @@ def _prepare(database: Database, session: Session, ticket: Ticket) -> None:
     except RunError:
         return      # a ticket of no run of ours: the job itself says so, and is dropped
     if run.state != "cancelled":
-        session.prepare(run)
+        with lost_device():
+            session.prepare(run)
 
 
 def left_behind(database: Database, queue: JobQueue) -> list[Run]:
@@ -62,3 +71,24 @@ def left_behind(database: Database, queue: JobQueue) -> list[Run]:
     known = {*queue.waiting(), *queue.running()}
     live = (run for run in list_runs(database) if run.state in ("queued", "running"))
     return [run for run in live if any(Ticket(run.id, job) not in known for job in unfinished_jobs(database, run.id))]
+
+
+def make_lost_check(database: Database, queue: JobQueue, every: float = LOOK_EVERY) -> Callable[[], None]:
+    """Make a function for a worker that waits: it names the runs whose tickets are lost, once.
+
+    A run counts when two looks have found it so: an enqueue writes its pairs first and its tickets then.
+    """
+    looked, found, told = float("-inf"), set[str](), set[str]()
+
+    def look() -> None:
+        nonlocal looked, found, told
+        if time.monotonic() - looked < every:
+            return
+        lost = {run.id: run for run in left_behind(database, queue)}
+        for run_id in [run_id for run_id in lost if run_id in found - told]:
+            logger.warning("run %s: %d planned pairs have no ticket on the queue; put them back: `diptych resume %s`",
+                           run_id, lost[run_id].pending, run_id)
+        told = (lost.keys() & found) | (lost.keys() & told)
+        looked, found = time.monotonic(), set(lost)
+
+    return look

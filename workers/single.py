@@ -1,14 +1,14 @@
 """One pair, now, in this process: for a first look, and to see that a recorded row can be made again. No queue."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from jobs.inputs import Inputs, Settings, open_inputs
 from jobs.memory import MemoryPlan, plan_memory
 from store.database import Database
 from store.embeddings import Embeddings
-from store.errors import RunError, SettingsError
+from store.errors import EmbeddingsError, RunError, SettingsError
 from store.jobs import read_pairs
 from store.records import Comparison, Pair, Run
 from store.results import read_result
@@ -116,12 +116,22 @@ def _recorded(database: Database, run: Run, position: int) -> Comparison:
 
 def _replay(session: Session, run: Run, recorded: Comparison, pairs: Sequence[Pair]) -> Replay:
     loaded = session.prepare(run)
-    rows = map(row_reader(run, loaded.inputs), in_order(pairs, loaded.inputs))
+    rows = _rows(in_order(pairs, loaded.inputs), row_reader(run, loaded.inputs), recorded.position)
     limits = loaded.limits(min(len(pairs), recorded.batch_size))
     steps = loaded.engine.generate(loaded.inputs.prompt, rows, run.sampling, limits)
     tokens = tuple(token.id for step in steps for token in step if token.key == recorded.position)
     answer = loaded.inputs.tokenizer.split(tokens, opened_thinking=loaded.inputs.prompt.opened_thinking)
     return Replay(recorded.token_ids, tokens, recorded.text, answer.text, limits.rows)
+
+
+def _rows(pairs: Iterable[Pair], read: Callable[[Pair], Row], wanted: int) -> Iterator[Row]:
+    """Read the rows of a job; another one that cannot be read failed alone, and had no place in the batch."""
+    for pair in pairs:
+        try:
+            yield read(pair)
+        except EmbeddingsError:
+            if pair.position == wanted:
+                raise
 
 
 def replay_run(database: Database, run: Run, position: int) -> Replay:

@@ -138,8 +138,8 @@ class Worker(SimpleWorker):
         """Give the seconds after which a job without a heartbeat is another's: three intervals."""
         return math.ceil(3 * self.interval)
 
-    def run(self, prepare: Prepare, *, burst: bool) -> None:
-        """Take tickets until asked to stop, or with `burst` until none waits."""
+    def run(self, prepare: Prepare, idle: Callable[[], None], *, burst: bool) -> None:
+        """Take tickets until asked to stop, or with `burst` until none waits; `idle` is called while none does."""
         with self.present():
             while not self.stop.requested:
                 self.tend()
@@ -151,6 +151,7 @@ class Worker(SimpleWorker):
                 elif burst:
                     break
                 else:
+                    idle()
                     self.stop.wait(POLL)
 
     @contextlib.contextmanager
@@ -323,13 +324,14 @@ def beating(worker: Worker, job: TicketJob, execution: Execution) -> Iterator[No
 
 def work(
     queue: JobQueue, compare: Compare, *, prepare: Prepare, give_up: GiveUp, burst: bool, stop: Stop,
-    name: str | None = None, heartbeat: float = HEARTBEAT,
+    idle: Callable[[], None] = lambda: None, name: str | None = None, heartbeat: float = HEARTBEAT,
 ) -> Work:
     """Have the jobs of a queue done until `stop` is requested, or with `burst` until no ticket waits.
 
-    `prepare` is called with a ticket before it is taken, `compare` with its ids after. Returning means done. Stopped
-    and a DiptychError put the ticket back at the front, and the latter is raised; Cancelled and a RunError drop it; any
-    other exception is retried. `give_up` is called with the ids and the exception of a job whose retries are used up.
+    `prepare` is called with a ticket before it is taken, `compare` with its ids after, `idle` while no ticket waits.
+    Returning means done. Stopped and a DiptychError put the ticket back at the front, and the latter is raised;
+    Cancelled and a RunError drop it; any other exception is retried. `give_up` is called with the ids and the exception
+    of a job whose retries are used up.
     Signals set `stop` meanwhile. Raises QueueError when Redis refuses.
     """
     connection, outcome = queue.connection, Work()
@@ -339,7 +341,7 @@ def work(
         with stop:
             worker = Worker(queue, compare, give_up, stop, name=name or uuid.uuid4().hex, heartbeat=heartbeat)
             outcome = worker.outcome
-            worker.run(prepare, burst=burst)
+            worker.run(prepare, idle, burst=burst)
     except GaveUpError as error:
         logger.warning("%s", error)
     except redis.RedisError as error:
