@@ -4,9 +4,11 @@ import hashlib
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import WEIGHTS
+from realvalkey import Valkey
 
 from cli.main import diptych, run
 
@@ -137,3 +139,59 @@ def test_a_database_in_a_synced_folder_is_to_move(capsys: pytest.CaptureFixture[
 
     assert run(diptych, ["doctor", "--db", str(folder / "results.db")]) == 1
     assert "synced folder (dropbox)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [
+    "OneDrive - A Firm", "Dropbox (Personal)", "Library/Mobile Documents/com~apple~CloudDocs",
+    "Library/CloudStorage/GoogleDrive-me@example.invalid/My Drive", "Google Drive",
+])
+def test_every_cloud_is_known_by_the_names_of_its_folders(
+    capsys: pytest.CaptureFixture[str], here: Path, name: str
+) -> None:
+    from store.database import open_database
+
+    (here / name).mkdir(parents=True)
+    with open_database(str(here / name / "results.db"), create=True):
+        pass
+
+    assert run(diptych, ["doctor", "--db", str(here / name / "results.db")]) == 1
+    assert "synced folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("options", "mend"), [
+    ((), None),
+    (("--appendonly", "no"), "set appendonly yes"),
+    (("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"), "set maxmemory-policy noeviction"),
+    (("--maxmemory", "100mb"), None),
+])
+def test_a_redis_that_may_lose_jobs_is_to_mend(
+    capsys: pytest.CaptureFixture[str], here: Path, options: tuple[str, ...], mend: str | None
+) -> None:
+    server = Valkey(*options)
+    server.start()
+
+    run(diptych, ["doctor", "--redis", server.url])
+    server.remove()
+
+    out = capsys.readouterr().out
+    assert "answers" in out
+    assert (mend in out) if mend else "set maxmemory" not in out and "set appendonly" not in out
+
+
+@pytest.mark.parametrize(("version", "has_bug"), [
+    ((3, 6, 99), False), ((3, 7, 0), True), ((3, 51, 2), True), ((3, 51, 3), False),
+])
+def test_an_sqlite_that_can_lose_the_reset_of_its_log_is_named_and_not_to_mend(
+    version: tuple[int, ...], has_bug: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers import doctor
+
+    shown = ".".join(map(str, version))
+    # Patched in this module alone: SQLAlchemy, too, goes by the version.
+    monkeypatch.setattr(doctor, "sqlite3", SimpleNamespace(sqlite_version=shown, sqlite_version_info=version))
+
+    assert run(diptych, ["doctor"]) == 0
+
+    (line,) = re.findall(r"^SQLite: (.*)", capsys.readouterr().out, re.MULTILINE)
+    assert line.startswith(shown)
+    assert ("WAL-reset bug" in line) == has_bug

@@ -41,6 +41,12 @@ def queue(compose: dict[str, Any]) -> Iterator[Path]:
             server.stdout.read()
 
 
+def seconds(duration: str) -> int:
+    """Read a duration as Compose writes it: 1h30m, 90s."""
+    assert re.fullmatch(r"(\d+[hms])+", duration), duration
+    return sum(int(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in re.findall(r"(\d+)(.)", duration))
+
+
 def test_the_password_stands_on_no_command_line(queue: Path) -> None:
     listed = subprocess.run(["ps", "-ww", "-eo", "args="], capture_output=True, text=True, check=True).stdout
 
@@ -90,6 +96,12 @@ def test_the_worker_writes_its_database_to_a_volume_and_nothing_to_the_host(comp
     assert "results" in compose["volumes"]
     assert {mount["target"] for mount in mounts} == {"/embeddings", "/weights"}
     assert all(mount["type"] == "bind" and mount["read_only"] for mount in mounts)
+
+
+def test_a_worker_that_is_stopped_has_time_for_the_pairs_in_its_hands(compose: dict[str, Any]) -> None:
+    worker = compose["services"]["worker"]
+
+    assert seconds(worker.get("stop_grace_period", "10s")) >= 300      # Docker's own 10 s would kill it amid a slice
 
 
 def test_the_workers_image_copies_all_that_its_installation_needs(compose: dict[str, Any]) -> None:

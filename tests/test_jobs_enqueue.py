@@ -1,16 +1,19 @@
-"""From a request to a run: what the order of the plan changes, and what it leaves as it is."""
+"""From a request to a run: what the order of the plan changes, what it leaves, and what outlives the request."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple
 from pathlib import Path
 
 import pytest
+from realvalkey import Valkey
 
-from jobs.enqueue import Plan, Request, plan_run, record_run
+from jobs.enqueue import Plan, Request, enqueue_run, plan_run, record_run
 from jobs.inputs import Settings
+from jobs.queue import JobQueue, Ticket, connect
+from jobs.resume import resume
 from store.database import Database, open_database
 from store.jobs import read_pairs
-from store.records import Pair, PairOrder, Sampling
+from store.records import Pair, PairOrder, Run, Sampling
 from store.runs import find_run
 
 PAIRS = ((0, 1), (1, 0), (0, 2), (2, 2), (3, 0), (2, 3), (0, 3), (1, 2))      # as in pairs.txt
@@ -30,7 +33,11 @@ def plan(order: PairOrder, prompt: str = "Compare these two images.") -> Plan:
 
 def recorded(database: Database, made: Plan) -> list[list[Pair]]:
     """Record a run; return the pairs of its jobs as a worker reads them."""
-    run = record_run(database, made)
+    return planned(database, record_run(database, made), made)
+
+
+def planned(database: Database, run: Run, made: Plan) -> list[list[Pair]]:
+    """Read the pairs of a run's jobs as a worker does."""
     return [read_pairs(database, run.id, job) for job in range(made.n_jobs)]
 
 
@@ -63,3 +70,24 @@ def test_a_run_keeps_the_order_that_it_was_planned_in(database: Database, order:
     run = record_run(database, plan(order))
 
     assert find_run(database, run.id).pair_order == order
+
+
+@pytest.mark.parametrize("change", [lambda file: file.write_text("3,3\n3,1\n"), Path.unlink],
+                         ids=["overwritten", "deleted"])
+def test_a_run_is_resumed_with_its_own_pairs_whatever_has_become_of_their_file(
+    database: Database, server: Valkey, change: Callable[[Path], object]
+) -> None:
+    made = plan("grouped")
+    with connect(server.url) as connection:
+        queue = JobQueue(connection, database.id)
+        run = enqueue_run(database, queue, made)
+        before, tickets = planned(database, run, made), queue.waiting()
+        change(Path("pairs.txt"))
+        connection.flushall()
+
+        resumed = resume(database, queue, find_run(database, run.id))
+
+        assert (resumed.pending, resumed.put_back) == (len(PAIRS), made.n_jobs)
+        assert queue.waiting() == tickets == [Ticket(run.id, job) for job in range(made.n_jobs)]
+    assert planned(database, run, made) == before
+    assert sorted((pair.idx_a, pair.idx_b) for job in before for pair in job) == sorted(PAIRS)

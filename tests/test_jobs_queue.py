@@ -14,7 +14,7 @@ from realvalkey import Valkey
 from rq.job import Job
 
 from jobs import connection as connections
-from jobs.queue import TASK, JobQueue, Refusal, Ticket, connect
+from jobs.queue import FAILURE_TTL, TASK, JobQueue, Refusal, Ticket, connect
 from jobs.tickets import LARGEST, RETRIES, TicketError, TicketJob
 from store.errors import QueueError
 
@@ -47,6 +47,15 @@ def lease(queue: JobQueue, ticket: Ticket, *, seconds: float, worker: str = "som
     queue.connection.hset(f"rq:job:{ticket.id}", "status", "started")
     queue.connection.hset(f"rq:execution:{ticket.id}:e1", "worker_name", worker)
     queue.connection.zadd(queue.rq.started_job_registry.key, {f"{ticket.id}:e1": time.time() + seconds})
+
+
+def use_up_retries(queue: JobQueue, ticket: Ticket) -> None:
+    """Have a ticket fail as often as it is tried."""
+    for _ in range(RETRIES + 1):
+        with queue.connection.pipeline() as pipe:
+            pipe.delete(queue.rq.key)
+            queue.retry(queue.fetch(ticket), pipe)
+            pipe.execute()
 
 
 def nobody(name: str) -> bool:
@@ -200,11 +209,7 @@ def test_tickets_of_runs_that_are_passed_over_wait_for_another_worker(queue: Job
 
 def test_a_failed_ticket_put_again_has_all_its_tries_again(queue: JobQueue) -> None:
     queue.put(tickets(1))
-    for _ in range(RETRIES + 1):
-        with queue.connection.pipeline() as pipe:
-            pipe.delete(queue.rq.key)
-            queue.retry(queue.fetch(Ticket(RUN, 1)), pipe)
-            pipe.execute()
+    use_up_retries(queue, Ticket(RUN, 1))
     assert queue.failed() == tickets(1)
 
     assert queue.put(tickets(1)) == 1
@@ -212,6 +217,15 @@ def test_a_failed_ticket_put_again_has_all_its_tries_again(queue: JobQueue) -> N
     assert queue.failed() == []
     assert queue.connection.ttl(f"rq:job:{RUN}-1") == -1
     assert queue.connection.hget(f"rq:job:{RUN}-1", "retries_left") == b"3"
+
+
+def test_a_failed_ticket_is_kept_for_a_while_and_not_for_ever(queue: JobQueue) -> None:
+    queue.put(tickets(1))
+    use_up_retries(queue, Ticket(RUN, 1))
+
+    expires = queue.connection.zscore(queue.rq.failed_job_registry.key, f"{RUN}-1")
+    assert 1 <= queue.connection.ttl(TicketJob.key_for(f"{RUN}-1")) <= FAILURE_TTL
+    assert time.time() < expires <= time.time() + FAILURE_TTL
 
 
 def call(*parts: Any) -> str:

@@ -19,6 +19,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 ROOMS = ("cli", "jobs", "store", "workers")
 SCRIPTS = Path(sys.executable).parent
+MAC = {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"}
+LINUX = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,29 @@ def test_pyproject_lists_every_package_folder(project: dict[str, Any]) -> None:
 
 def test_the_distribution_can_not_be_uploaded(project: dict[str, Any]) -> None:
     assert "Private :: Do Not Upload" in project["project"]["classifiers"]
+
+
+def backends(lines: list[str], platform: dict[str, str]) -> list[set[str]]:
+    """Return the extras of each line that installs MLX on a platform."""
+    requirements = [Requirement(line) for line in lines]
+    return [requirement.extras for requirement in requirements if canonicalize_name(requirement.name).startswith("mlx")
+            and (requirement.marker is None or requirement.marker.evaluate(platform))]
+
+
+@pytest.mark.parametrize(("platform", "found"), [(MAC, [set()]), (LINUX, [{"cpu"}])], ids=["mac", "linux"])
+def test_a_plain_install_has_one_mlx_and_on_linux_its_backend_for_the_cpu(
+    project: dict[str, Any], platform: dict[str, str], found: list[set[str]]
+) -> None:
+    assert backends(project["project"]["dependencies"], platform) == found
+
+
+@pytest.mark.parametrize(("platform", "found"), [(MAC, {}), (LINUX, {"cuda": [{"cuda13"}]})], ids=["mac", "linux"])
+def test_no_extra_brings_another_mlx_but_cuda_on_linux(
+    project: dict[str, Any], platform: dict[str, str], found: dict[str, list[set[str]]]
+) -> None:
+    extras = project["project"]["optional-dependencies"]
+
+    assert {extra: brought for extra, lines in extras.items() if (brought := backends(lines, platform))} == found
 
 
 def read_pins() -> dict[str, Requirement]:

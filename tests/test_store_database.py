@@ -1,5 +1,6 @@
 """The database: who may open it, what is refused untouched, and what two processes do at once."""
 
+import errno
 import os
 import sqlite3
 import stat
@@ -7,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -42,6 +43,15 @@ def ordinary_user() -> Iterator[None]:
         yield
     finally:
         os.seteuid(user)
+
+
+def is_locked(path: Path) -> bool:
+    """Say whether somebody holds the lock of a database."""
+    try:
+        with locked(path, timeout=0):
+            return False
+    except DatabaseError:
+        return True
 
 
 def test_a_database_keeps_its_id(tmp_path: Path) -> None:
@@ -252,6 +262,33 @@ with open_database(sys.argv[1], create=False) as db:
             assert dict(connection.execute(meta.select()).all())["count"] == "300"
 
 
+def test_no_other_program_writes_between_what_a_transaction_reads_and_what_it_writes(tmp_path: Path) -> None:
+    with create_database(tmp_path) as db, closing(sqlite3.connect(db.location, timeout=0)) as foreign:
+        with db.write() as connection:
+            before = dict(connection.execute(meta.select()).all())
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                foreign.execute("insert into diptych values ('theirs', '1')")
+            connection.execute(meta.insert().values(key="ours", value="1"))
+
+        with db.read() as connection:
+            assert dict(connection.execute(meta.select()).all()) == before | {"ours": "1"}
+
+
+def test_a_program_that_writes_without_our_lock_is_waited_for(tmp_path: Path) -> None:
+    with create_database(tmp_path) as db, closing(sqlite3.connect(db.location, isolation_level=None)) as foreign:
+        run, path = make_run(db), tmp_path / "results.db"
+        foreign.execute("begin immediate")
+
+        with ThreadPoolExecutor(1) as pool:
+            written = pool.submit(record_results, db, run.id, [make_row(0)])
+            wait_for(lambda: is_locked(path) or written.done(), "the writer to begin")
+            assert not wait([written], timeout=0.3).done
+            foreign.execute("commit")
+            assert written.result() == 1
+
+        assert [run.done for run in list_runs(db)] == [1]
+
+
 def test_readers_see_what_is_committed_while_another_process_writes(tmp_path: Path) -> None:
     code = """
 import sys; from store_samples import make_run; from store.database import open_database; from store.schema import meta
@@ -351,6 +388,20 @@ def test_closing_leaves_one_file_with_everything_in_it(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.db", "results.db-lock"]
 
 
+def test_closing_after_writing_folds_the_log_in_only_under_the_lock(tmp_path: Path) -> None:
+    db, log = create_database(tmp_path), tmp_path / "results.db-wal"
+    make_run(db)
+
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / "results.db"):
+            closed = pool.submit(db.close)
+            assert not wait([closed], timeout=0.5).done
+            assert log.exists()
+        closed.result()
+
+    assert not log.exists()
+
+
 def test_a_reader_that_outlives_the_writer_folds_the_log_in(tmp_path: Path) -> None:
     writer = create_database(tmp_path)
     reader = open_database(str(tmp_path / "results.db"), create=False)
@@ -425,6 +476,16 @@ def test_a_file_system_without_a_write_ahead_log_is_refused(tmp_path: Path, monk
     monkeypatch.setattr(sqlite3, "connect", lambda address, **options: connect(f"{address}&vfs=unix-none", **options))
 
     with pytest.raises(DatabaseError, match="found journal mode 'delete'; give a --db on a local disk"):
+        create_database(tmp_path)
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("store.sqlite.fcntl.flock", fail)
+
+    with pytest.raises(DatabaseError, match=r"results\.db: expected a file system with locks, found No locks .*--db"):
         create_database(tmp_path)
 
 
