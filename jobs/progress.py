@@ -32,15 +32,15 @@ class Progress:
 
 
 def read_progress(database: Database, run: Run) -> Progress:
-    """Read the counts, the rate of the last jobs, and what that makes of the rest."""
+    """Read the counts, the rate of a worker, and the time left with as many workers as there are running jobs."""
     jobs = job_counts(database, run.id)
     per_minute = rate(database, run.id)
-    unfinished = run.state in ("queued", "running")
+    unfinished, workers = run.state in ("queued", "running"), max(jobs.running, 1)
     return Progress(
         run=run.id, state=run.state, total=run.total, done=run.done, failed=run.failed, pending=run.pending,
         queued_jobs=jobs.queued, running_jobs=jobs.running,
         comparisons_per_minute=round(per_minute, 2) if per_minute else None,
-        seconds_left=round(60 * run.pending / per_minute, 1) if per_minute and unfinished else None,
+        seconds_left=round(60 * run.pending / (per_minute * workers), 1) if per_minute and unfinished else None,
     )
 
 

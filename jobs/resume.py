@@ -27,9 +27,9 @@ def resume(database: Database, queue: JobQueue, run: Run, *, retry_failed: bool 
     With `retry_failed` the pairs that failed are to be done again; the run is unfinished until they are.
     """
     lift_cancel(database, run.id)
-    forget_deaths(database, run.id)
     if retry_failed:
         store.jobs.retry_failed(database, run.id)
+    forget_deaths(database, run.id)
     return Resumed(pending=run.pending, failed=run.failed, put_back=put_back(database, queue, run))
 
 

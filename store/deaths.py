@@ -7,7 +7,7 @@ count back: what is left at the next take is the number of workers that died.
 from sqlalchemy import ColumnElement, delete, func, select, update
 
 from store.database import Database
-from store.schema import deaths, insert_into, jobs
+from store.schema import deaths, insert_into, is_to_retry, jobs, lock_run, results
 
 
 def begin_alone(db: Database, run_id: str, job: int, position: int) -> int:
@@ -29,16 +29,21 @@ def leave_alone(db: Database, run_id: str, position: int) -> None:
 
 
 def is_tried_alone(db: Database, run_id: str, job: int) -> bool:
-    """Say whether pairs of this job have been tried by themselves and have no result yet."""
+    """Say whether pairs of this job have been tried by themselves and have not been done since."""
     tried = select(func.count()).select_from(deaths).where(_of(run_id), deaths.c.job == job)
     with db.read() as connection:
         return bool(connection.scalar(tried))
 
 
 def forget_deaths(db: Database, run_id: str) -> None:
-    """Begin to count anew, for a person has looked at it; doing it twice is safe."""
+    """Begin to count anew, for a person has looked at it; doing it twice is safe.
+
+    A pair that has failed stays known, unless it is to be retried: its job never again runs with it in one batch.
+    """
+    failed = select(results.c.position).where(results.c.run_id == run_id, results.c.status == "failed", ~is_to_retry)
     with db.write() as connection:
-        connection.execute(delete(deaths).where(_of(run_id)))
+        lock_run(connection, run_id)
+        connection.execute(delete(deaths).where(_of(run_id), deaths.c.position.not_in(failed)))
         connection.execute(update(jobs).where(jobs.c.run_id == run_id, jobs.c.deaths > 0).values(deaths=0))
 
 

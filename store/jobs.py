@@ -9,7 +9,7 @@ from store.clock import now
 from store.database import Database
 from store.errors import RunError
 from store.records import Pair
-from store.schema import is_to_retry, jobs, pairs, results, runs
+from store.schema import is_to_retry, jobs, lock_run, pairs, results, runs
 
 _LAST = 20      # jobs whose seconds make the rate: enough to be steady, few enough to follow a change of machine
 _ROW = (results.c.run_id == pairs.c.run_id) & (results.c.position == pairs.c.position)
@@ -48,7 +48,7 @@ def retry_failed(db: Database, run_id: str) -> int:
     again = select(pairs.c.job).select_from(pairs.join(results, _ROW)).where(failed)
     ended = (jobs.c.run_id == run_id) & jobs.c.finished_at.is_not(None) & jobs.c.job.in_(again)
     with db.write() as connection:
-        connection.execute(select(runs.c.id).where(runs.c.id == run_id).with_for_update())      # as record_results
+        lock_run(connection, run_id)
         count = connection.execute(update(results).where(failed).values(retry=1)).rowcount
         if count:
             waiting = {"worker": None, "started_at": None, "finished_at": None, "seconds": None}
@@ -90,6 +90,7 @@ def start_job(db: Database, run_id: str, job: int, worker: str) -> Started:
         "finished_at": None, "seconds": None,
     }
     with db.write() as connection:
+        lock_run(connection, run_id)
         started = update(jobs).where(_is(run_id, job)).values(begun)
         row = connection.execute(started.returning(jobs.c.attempts, jobs.c.deaths)).one_or_none()
         if row is None:

@@ -50,7 +50,7 @@ def record_results(db: Database, run_id: str, rows: Sequence[Comparison]) -> int
         new = _wanted(rows, known)
         replaced = new.keys() & known.keys()      # failures, all of them
         _write(connection, run_id, new, replaced)
-        _forget_deaths(connection, run_id, rows)
+        _forget_deaths(connection, run_id, [row for row in new.values() if _is_progress(row, known)])
         succeeded = sum(row.status == "done" for row in new.values())
         done, failed = counts.done + succeeded, counts.failed + len(new) - succeeded - len(replaced)
         values: dict[str, Any] = {"done": done, "failed": failed}
@@ -60,12 +60,17 @@ def record_results(db: Database, run_id: str, rows: Sequence[Comparison]) -> int
     return len(new)
 
 
+def _is_progress(row: Comparison, known: dict[int, tuple[str, int]]) -> bool:
+    """Say whether a row is more than another failure of its pair."""
+    return row.status == "done" or row.position not in known
+
+
 def _forget_deaths(connection: Connection, run_id: str, rows: Sequence[Comparison]) -> None:
-    """Take back the deaths of jobs and pairs that have come to a result."""
+    """Take back the deaths of jobs that have come to a result, and of pairs that are done."""
     for numbers in batched(sorted({row.job for row in rows}), _CHUNK):
         connection.execute(update(jobs).where(jobs.c.run_id == run_id, jobs.c.job.in_(numbers), jobs.c.deaths > 0)
                            .values(deaths=0))
-    for positions in batched(sorted(row.position for row in rows), _CHUNK):
+    for positions in batched(sorted(row.position for row in rows if row.status == "done"), _CHUNK):
         connection.execute(delete(deaths).where(deaths.c.run_id == run_id, deaths.c.position.in_(positions)))
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import (
     TypeDecorator,
     column,
     literal_column,
+    select,
     table,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -170,3 +171,8 @@ run_summary = table("run_summary", *(column(name) for name in RUN_COLUMNS))
 def insert_into(connection: Connection, target: Table) -> sqlite.Insert | postgresql.Insert:
     """Return the dialect's own insert, which has on_conflict_do_nothing and on_conflict_do_update on both."""
     return postgresql.insert(target) if connection.dialect.name == "postgresql" else sqlite.insert(target)
+
+
+def lock_run(connection: Connection, run_id: str) -> None:
+    """Lock a run's row before rows of its jobs, pairs and deaths are: in one order, or PostgreSQL finds deadlocks."""
+    connection.execute(select(runs.c.id).where(runs.c.id == run_id).with_for_update())

@@ -7,7 +7,7 @@ from store_samples import make_row, make_run
 
 from store.database import Database
 from store.deaths import begin_alone, forget_deaths, is_tried_alone, leave_alone
-from store.jobs import end_job, finish_job, release_job, start_job
+from store.jobs import end_job, finish_job, release_job, retry_failed, start_job
 from store.results import record_results
 
 
@@ -52,6 +52,31 @@ def test_a_pair_that_is_tried_alone_counts_for_itself(database: Database) -> Non
 
     assert is_tried_alone(database, run.id, 0)
     assert not is_tried_alone(database, run.id, 1)
+
+
+def test_a_pair_that_has_failed_stays_known_until_it_is_to_be_retried(database: Database) -> None:
+    run = make_run(database, 12)
+    begin_alone(database, run.id, 0, 1)
+    record_results(database, run.id, [make_row(1, error="the worker died")])
+
+    forget_deaths(database, run.id)
+    assert is_tried_alone(database, run.id, 0)
+
+    retry_failed(database, run.id)
+    forget_deaths(database, run.id)
+    assert not is_tried_alone(database, run.id, 0)
+
+
+def test_another_failure_of_a_pair_takes_no_death_of_its_job_back(database: Database) -> None:
+    run = make_run(database, 12)
+    record_results(database, run.id, [make_row(1, error="unreadable")])
+    start_job(database, run.id, 0, "w")
+
+    record_results(database, run.id, [make_row(1, error="unreadable", attempt=2)])
+    assert start_job(database, run.id, 0, "w").deaths == 1
+
+    record_results(database, run.id, [make_row(1, attempt=3)])
+    assert start_job(database, run.id, 0, "w").deaths == 0
 
 
 def test_a_result_an_orderly_end_and_a_resume_take_a_pairs_deaths_back(database: Database) -> None:

@@ -15,7 +15,9 @@ from jobs.inputs import Settings
 from jobs.queue import JobQueue, Ticket, connect
 from jobs.resume import resume
 from store.database import Database
+from store.deaths import begin_alone, is_tried_alone
 from store.errors import EmbeddingsError, WeightsError
+from store.jobs import start_job
 from store.records import Run, Sampling
 from store.results import record_results
 from store.runs import cancel_run, find_run
@@ -62,14 +64,14 @@ def test_an_engine_that_breaks_fails_the_pairs_and_a_retry_takes_them_up(
 
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "generate", breaks)
-        assert burst(database, queue) == Work(retried=6, failed=2)
+        assert burst(database, queue) == Work(retried=6, done=2)      # at last each pair by itself
         failed = find_run(database, run.id)
         assert (failed.state, failed.failed, left_behind(database, queue)) == ("done", 8, [])
 
         assert resume(database, queue, failed, retry_failed=True).put_back == 2
         assert resume(database, queue, failed, retry_failed=True).put_back == 0
         assert find_run(database, run.id).state == "running"
-        assert burst(database, queue).failed == 2
+        assert burst(database, queue).done == 2
         assert find_run(database, run.id).state == "done"
 
     resume(database, queue, failed, retry_failed=True)
@@ -156,3 +158,15 @@ def test_a_worker_that_waits_names_a_run_whose_tickets_are_lost_once(
         look()
     named = sorted(record.message.split(":")[0] for record in caplog.records[1:])
     assert named == sorted([f"run {lost.id}", f"run {whole.id}"])
+
+
+def test_a_resume_begins_to_count_deaths_anew(database: Database, queue: JobQueue) -> None:
+    run = make_run(database, 8)
+    for _ in range(3):
+        start_job(database, run.id, 0, "died")
+    begin_alone(database, run.id, 0, 1)
+
+    resume(database, queue, run)
+
+    assert start_job(database, run.id, 0, "next").deaths == 0
+    assert not is_tried_alone(database, run.id, 0)

@@ -1,9 +1,10 @@
 """A job from ticket to results: what fails alone, what is recorded early, what is refused."""
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from jobs.prompt import Prompt
 from jobs.tokenizer import Tokenizer
 from store.database import Database, open_database
 from store.errors import DeviceError, EmbeddingsError, WeightsError
-from store.jobs import JobCounts, job_counts, release_job, retry_failed, start_job
+from store.jobs import JobCounts, job_counts, read_pairs, release_job, retry_failed, start_job
 from store.records import Comparison, Pair, Run, Sampling
 from store.results import read_result
 from store.runs import cancel_run, find_run, lift_cancel
@@ -24,7 +25,7 @@ from workers import attempt, tasks
 from workers.attempt import Workplace
 from workers.engine import Engine, Steps
 from workers.report import Reporter
-from workers.rows import Image, Row
+from workers.rows import Image, Row, Token
 from workers.session import Session
 from workers.single import replay
 from workers.stop import Cancelled, Stop, Stopped
@@ -128,36 +129,48 @@ class Died(BaseException):
     """The end of a worker, as far as one test process can have it: nothing is recorded or put in order after it."""
 
 
-def die_with(place: Workplace, run: Run, position: int, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Let the engine kill its worker whenever a pair is among the rows; return what it is given, by positions."""
+def die_with(
+    place: Workplace, run: Run, deadly: set[int], monkeypatch: pytest.MonkeyPatch, error: type[BaseException] = Died
+) -> list[list[int]]:
+    """Let the engine kill its worker whenever such a pair is among the rows; return what it is given, by positions."""
     loaded, given = place.session.prepare(run), list[list[int]]()
     generate = loaded.engine.generate
 
     def dies(prompt: Prompt, rows: Iterable[Row], *rest: Any) -> Steps:
         taken = list(rows)
         given.append([row.key for row in taken])
-        if position in given[-1]:
-            raise Died
+        if deadly & set(given[-1]):
+            raise error("by nought")
         yield from generate(prompt, taken, *rest)
 
     monkeypatch.setattr(loaded.engine, "generate", dies)
-    for name in ("release_job", "leave_alone"):      # what a killed worker cannot do any more
-        monkeypatch.setattr(tasks, name, lambda *_: None)
+    if error is Died:
+        for name in ("release_job", "leave_alone"):      # what a killed worker cannot do any more
+            monkeypatch.setattr(tasks, name, lambda *_: None)
     return given
+
+
+def compare_until_done(database: Database, place: Workplace, run: Run) -> list[str]:
+    """Have a job compared again and again; return how each attempt ended."""
+    ends = []
+    while find_run(database, run.id).state != "done":
+        place.stop.level = 0
+        try:
+            compare_job(place, run.id, 0)
+            ends.append("ended")
+        except (Died, Stopped, ArithmeticError) as error:
+            ends.append(type(error).__name__)
+        assert len(ends) < 50
+    return ends
 
 
 def test_a_pair_that_kills_its_workers_is_found_and_failed_and_the_others_go_on(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, place = record_run(database, plan()), workplace(database)
-    given = die_with(place, run, 3, monkeypatch)
+    given = die_with(place, run, {3}, monkeypatch)
 
-    deaths = 0
-    while find_run(database, run.id).state != "done":
-        try:
-            compare_job(place, run.id, 0)
-        except Died:
-            deaths += 1
+    deaths = compare_until_done(database, place, run).count("Died")
 
     together = [len(rows) for rows in given].count(8)
     alone = [rows for rows in given if len(rows) == 1]
@@ -168,6 +181,86 @@ def test_a_pair_that_kills_its_workers_is_found_and_failed_and_the_others_go_on(
         (3, "", "the worker died 2 times while it compared this pair by itself")]
     assert rows("select done, failed from run_summary") == [(7, 1)]
     assert "its workers have died with it; its pairs are tried one at a time" in caplog.text
+
+
+@pytest.mark.parametrize("deadly", [{3, 6}, {1, 3, 6}, {0, 1, 2, 3, 4, 5, 6, 7}])
+def test_each_more_pair_that_kills_costs_two_workers_more(
+    database: Database, monkeypatch: pytest.MonkeyPatch, deadly: set[int]
+) -> None:
+    run, place = record_run(database, plan()), workplace(database)
+    die_with(place, run, deadly, monkeypatch)
+
+    ends = compare_until_done(database, place, run)
+
+    assert ends == ["Died"] * (3 + 2 * len(deadly)) + ["ended"]
+    assert rows("select position from comparisons where status = 'failed'") == [(n,) for n in sorted(deadly)]
+
+
+def test_a_pair_that_was_found_to_kill_is_not_tried_again_after_a_stop(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StopsAfterTheFailure(Reporter):
+        def row(self, run: Run, pair: Pair, result: Comparison) -> None:
+            place.stop.level = int(pair.position == 4)
+
+    run, place = record_run(database, plan()), workplace(database, reporter=StopsAfterTheFailure())
+    given = die_with(place, run, {3}, monkeypatch)
+
+    assert compare_until_done(database, place, run) == ["Died"] * 5 + ["Stopped", "ended"]
+    assert sum(3 in rows for rows in given) == 5
+
+
+def test_a_failure_that_is_there_already_takes_no_death_back(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "RECORD_EVERY", 0.0)
+    run, place = record_run(database, plan()), workplace(database)
+    loaded = place.session.prepare(run)
+    loaded.inputs.embeddings.__dict__["rows"] = spoilt = loaded.inputs.embeddings.rows.copy()
+    spoilt[3] = float("nan")      # pairs 4, 5 and 6 fail at once, and are recorded while the others are computed
+    generate = loaded.engine.generate
+
+    def dies(*given: Any) -> Steps:
+        for step in generate(*given):
+            yield step
+            if any(token.key == 0 for token in step):
+                raise Died
+
+    monkeypatch.setattr(loaded.engine, "generate", dies)
+    monkeypatch.setattr(tasks, "release_job", lambda *_: None)
+    for _ in range(4):
+        with pytest.raises(Died):
+            compare_job(place, run.id, 0)
+
+    assert rows("select failed from run_summary") == [(3,)]
+    assert rows("select deaths from jobs") == [(3,)]      # the first attempt came to a result
+
+
+def test_a_pair_that_raises_fails_alone_in_the_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, place = record_run(database, plan()), workplace(database)
+    die_with(place, run, {3, 5}, monkeypatch, ZeroDivisionError)
+
+    assert compare_until_done(database, place, run) == ["ZeroDivisionError"] * 3 + ["ended"]
+    assert rows("select position, text, error from comparisons where status = 'failed'") == [
+        (3, "", "ZeroDivisionError: by nought"), (5, "", "ZeroDivisionError: by nought")]
+    assert rows("select done, failed from run_summary") == [(6, 2)]
+
+
+def test_a_cancel_is_heard_while_pairs_are_tried_alone(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000_000, 300))      # ms: less than CANCEL_EVERY passes with each pair
+    monkeypatch.setattr(tasks, "time", SimpleNamespace(monotonic=lambda: next(clock) / 1000))
+    run = record_run(database, plan())
+    for _ in range(3):
+        start_job(database, run.id, 0, "died")
+
+    class CancelsAtTheFirstResult(Reporter):
+        def row(self, run: Run, *_: object) -> None:
+            cancel_run(database, run.id)
+
+    with pytest.raises(Cancelled):
+        compare_job(workplace(database, reporter=CancelsAtTheFirstResult()), run.id, 0)
+
+    assert find_run(database, run.id).done < 8
 
 
 def test_texts_of_pairs_that_are_tried_one_at_a_time_are_those_of_the_job(
@@ -199,6 +292,70 @@ def test_a_stop_while_pairs_are_tried_alone_is_no_death_of_theirs(database: Data
 
     assert find_run(database, run.id).done == 1
     assert rows("select * from deaths") == []
+
+
+def test_a_stop_in_the_middle_of_a_pair_that_is_tried_alone_is_no_death_of_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, stop = record_run(database, plan()), Stop()
+    for _ in range(3):
+        start_job(database, run.id, 0, "died")
+    place = workplace(database, stop)
+    stop_at(place, run, monkeypatch, lambda step: bool(step))
+
+    for _ in range(3):
+        stop.level = 0
+        with pytest.raises(Stopped):
+            compare_job(place, run.id, 0)
+
+    assert find_run(database, run.id).done == 0
+    assert rows("select position, count from deaths") == [(0, 0)]
+
+
+def test_a_second_signal_is_heard_between_two_chunks_of_a_prefill(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, stop = record_run(database, plan()), Stop()
+    place = workplace(database, stop)
+    seen = stop_at(place, run, monkeypatch, lambda step: True)
+
+    with pytest.raises(Stopped):
+        compare_job(place, run.id, 0)
+
+    assert seen == [[]]
+
+
+def stop_at(
+    place: Workplace, run: Run, monkeypatch: pytest.MonkeyPatch, when: Callable[[Sequence[Token]], bool]
+) -> list[Sequence[Token]]:
+    """Let the second signal come with the first step that is such a one; return the steps that were made."""
+    loaded, seen = place.session.prepare(run), list[Sequence[Token]]()
+    generate = loaded.engine.generate
+
+    def stopped(*given: Any) -> Steps:
+        for step in generate(*given):
+            seen.append(step)
+            place.stop.level = 2 if when(step) else place.stop.level
+            yield step
+
+    monkeypatch.setattr(loaded.engine, "generate", stopped)
+    return seen
+
+
+def test_the_seconds_left_are_those_of_the_steps_that_the_youngest_row_has_left(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, place, clock = record_run(database, plan()), workplace(database), iter(range(1000))
+    monkeypatch.setattr(attempt, "time", SimpleNamespace(monotonic=lambda: next(clock) / 4))
+    made = attempt.Attempt(place, run, place.session.prepare(run), read_pairs(database, run.id, 0), 1, set(), set())
+    made.tokens = {0: [], 1: []}
+
+    left = []
+    for keys in ([0], [], [0], [0, 1], [0, 1]):      # the second row comes later; a chunk of its prefill has no tokens
+        made.take([Token(key, 7, None) for key in keys])
+        left.append(made.seconds_left())
+
+    assert left == [None, None, 0.25 * 24, 0.25 * 23, 0.25 * 22]
 
 
 def test_a_gpu_that_has_failed_ends_its_worker_and_counts_as_its_death(

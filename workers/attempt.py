@@ -55,7 +55,8 @@ class Attempt:
     loaded: Loaded
     pairs: list[Pair]
     number: int                      # of the attempt
-    final: set[int]                  # positions that need no result any more; computed with the others all the same
+    final: set[int]                  # positions that are done; computed with the others all the same
+    open: set[int]                   # positions that are to get a result; of the others only a success is news
     left: int = field(init=False)    # pairs that have not been begun
     begun: dict[int, str] = field(default_factory=dict)             # when, by position
     tokens: dict[int, list[int]] = field(default_factory=dict)      # of rows in hand, by position
@@ -136,7 +137,7 @@ class Attempt:
         self._add(pair, Outcome("", "", None, token_ids, error))
 
     def _add(self, pair: Pair, outcome: Outcome) -> None:
-        if pair.position in self.final:
+        if pair.position in self.final or (outcome.error and pair.position not in self.open):
             return
         result = Comparison(
             position=pair.position, status="failed" if outcome.error else "done", text=outcome.text,

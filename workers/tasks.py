@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -10,9 +11,9 @@ from functools import partial
 from store.clock import now
 from store.database import Database
 from store.deaths import begin_alone, is_tried_alone, leave_alone
-from store.errors import DeviceError
+from store.errors import DeviceError, DiptychError
 from store.jobs import done_positions, end_job, finish_job, open_positions, read_pairs, release_job, start_job
-from store.records import Comparison, Run
+from store.records import Comparison, Pair, Run
 from store.results import record_results
 from store.runs import find_run, is_cancelled
 from workers.attempt import Attempt, Workplace
@@ -25,39 +26,58 @@ DEATHS_OF_PAIR = 2      # workers, with this pair alone, before it is failed
 METAL = "[METAL]"       # what such an error begins with
 CANCEL_EVERY = 1.0       # seconds between two looks whether the run was cancelled
 
+Compute = Callable[[Attempt, Stop, Callable[[], bool]], bool]      # False when the run was cancelled on the way
+
 
 def compare_job(place: Workplace, run_id: str, job: int) -> None:
     """Compute the pairs of a job and record their results.
 
-    A job that is all done is left alone. A partly done one is computed whole again in its old composition; rows already
-    there stay. Raises Stopped where a signal leaves pairs undone, and Cancelled for a cancelled run: what had finished
-    is recorded.
+    A job without an open pair is left alone. Another is computed whole again in its old composition; rows already there
+    stay, but for a failure that has become a success. Raises Stopped where a signal leaves pairs undone, and Cancelled
+    for a cancelled run: what had finished is recorded.
     """
     run, pairs = find_run(place.database, run_id), read_pairs(place.database, run_id, job)
-    final = done_positions(place.database, run_id, job)
     cancelled = Cancelled(partial(_is_lifted, place.database, run_id))
     if run.state == "cancelled":
         raise cancelled
-    if pairs and final.issuperset(pair.position for pair in pairs):
+    left = open_positions(place.database, run_id, job)
+    if pairs and not left:
         end_job(place.database, run_id, job)
         return
-    loaded = place.session.prepare(run)
-    started = start_job(place.database, run_id, job, place.worker)
+    attempt, compute = _begin(place, run, job, pairs, left)
+    check, began = make_cancel_check(place.database, run_id), time.monotonic()
+    with released(place.database, run_id, job):
+        if not compute(attempt, place.stop, check):
+            raise cancelled
+    _finish(place, run, job, len(pairs), time.monotonic() - began)
+
+
+def _begin(
+    place: Workplace, run: Run, job: int, pairs: list[Pair], left: set[int]
+) -> tuple[Attempt, Compute]:
+    """Take a job whose files are those of its run; say how it is to be computed."""
+    loaded, final = place.session.prepare(run), done_positions(place.database, run.id, job)
+    started = start_job(place.database, run.id, job, place.worker)
     place.reporter.started(run, job, len(pairs))
-    attempt = Attempt(place, run, loaded, pairs, started.attempt, final)
-    alone = started.deaths >= DEATHS_OF_JOB or is_tried_alone(place.database, run_id, job)
-    began = time.monotonic()
+    alone = started.deaths >= DEATHS_OF_JOB or is_tried_alone(place.database, run.id, job)
+    return Attempt(place, run, loaded, pairs, started.attempt, final, left), _compute_alone if alone else _compute
+
+
+@contextmanager
+def released(database: Database, run_id: str, job: int) -> Iterator[None]:
+    """Mark a job that is left before its end as queued again; where its worker dies with it, that counts."""
     try:
-        completed = (_compute_alone if alone else _compute)(attempt, place.stop)
+        yield
     except BaseException as error:
-        if not isinstance(error, DeviceError):      # which is the death of this worker
-            release_job(place.database, run_id, job)
+        if not is_death(error):
+            release_job(database, run_id, job)
         raise
-    if completed:
-        _finish(place, run, job, len(pairs), time.monotonic() - began)
-    else:
-        release_job(place.database, run_id, job)
-        raise cancelled
+
+
+def is_death(error: BaseException) -> bool:
+    """Say whether an error counts as the death of a worker: a device that is lost, or what nobody has thought of."""
+    foreseen = isinstance(error, DiptychError | Stopped | Cancelled) and not isinstance(error, DeviceError)
+    return isinstance(error, Exception) and not foreseen
 
 
 def _is_lifted(database: Database, run_id: str) -> bool:
@@ -96,13 +116,12 @@ def _finish(place: Workplace, run: Run, job: int, pairs: int, seconds: float) ->
                                   "comparisons_per_minute": round(per_minute, 2)}})
 
 
-def _compute(attempt: Attempt, stop: Stop) -> bool:
+def _compute(attempt: Attempt, stop: Stop, cancelled: Callable[[], bool]) -> bool:
     """Compute and record the pairs of a job; False when the run was cancelled on the way.
 
     Raises Stopped at a second signal, and after a first one when the rows in hand have ended and others are left.
     """
-    run, loaded = attempt.run, attempt.loaded
-    cancelled, heed = make_cancel_check(attempt.place.database, run.id), make_stop_check(stop, attempt.seconds_left)
+    run, loaded, heed = attempt.run, attempt.loaded, make_stop_check(stop, attempt.seconds_left)
     with (lost_device(), attempt, closing(attempt.rows(stop)) as rows,
           closing(loaded.engine.generate(loaded.inputs.prompt, rows, run.sampling, attempt.limits)) as steps):
         for step in steps:
@@ -116,38 +135,40 @@ def _compute(attempt: Attempt, stop: Stop) -> bool:
     return True
 
 
-def _compute_alone(attempt: Attempt, stop: Stop) -> bool:
-    """Compute the pairs of a job one at a time, for it has killed its workers; False when the run was cancelled.
+def _compute_alone(attempt: Attempt, stop: Stop, cancelled: Callable[[], bool]) -> bool:
+    """Compute the open pairs of a job one at a time, for it has killed its workers; False when the run was cancelled.
 
-    A pair that kills its worker again and again is failed, and the others go on.
+    A pair that kills its worker again and again is failed, and so is one that raises; the others go on.
     """
     place, run = attempt.place, attempt.run
     logger.warning("run %s job %d: its workers have died with it; its pairs are tried one at a time", run.id,
                    attempt.pairs[0].job)
-    for pair in attempt.pairs:
-        if pair.position in attempt.final:
-            continue
+    for pair in [pair for pair in attempt.pairs if pair.position in attempt.open]:
         if stop.requested:
             raise Stopped
-        one = Attempt(place, run, attempt.loaded, [pair], attempt.number, attempt.final)
+        one = Attempt(place, run, attempt.loaded, [pair], attempt.number, attempt.final, attempt.open)
         if begin_alone(place.database, run.id, pair.job, pair.position) >= DEATHS_OF_PAIR:
             with one:
                 one.fail(pair, f"the worker died {DEATHS_OF_PAIR} times while it compared this pair by itself")
-        elif not _compute_one(one, stop):
+        elif not _compute_one(one, stop, cancelled):
             return False
     return True
 
 
-def _compute_one(attempt: Attempt, stop: Stop) -> bool:
-    """Compute a pair by itself; being left in order is no death."""
+def _compute_one(attempt: Attempt, stop: Stop, cancelled: Callable[[], bool]) -> bool:
+    """Compute a pair by itself; being left in order is no death, and an error of its own is its failure."""
+    [pair], completed = attempt.pairs, False
     try:
-        completed = _compute(attempt, stop)
-    except BaseException as error:
-        if not isinstance(error, DeviceError):
-            leave_alone(attempt.place.database, attempt.run.id, attempt.pairs[0].position)
-        raise
-    if not completed:
-        leave_alone(attempt.place.database, attempt.run.id, attempt.pairs[0].position)
+        completed = _compute(attempt, stop, cancelled)
+    except Exception as error:
+        if isinstance(error, DeviceError) or not is_death(error):
+            raise
+        with attempt:
+            attempt.fail(pair, f"{type(error).__name__}: {error}")
+        completed = True
+    finally:
+        if not completed and not isinstance(sys.exception(), DeviceError):
+            leave_alone(attempt.place.database, attempt.run.id, pair.position)
     return completed
 
 

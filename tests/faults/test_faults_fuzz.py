@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import WEIGHTS
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from night import LONG, tally
 from redis import Redis
@@ -20,7 +20,7 @@ from store.checkpoint import open_checkpoint
 from store.embeddings import open_embeddings
 from store.errors import DiptychError
 
-INPUTS = 100_000 if LONG else 300
+ROUNDS, INPUTS = (20, 5_000) if LONG else (1, 300)      # of so many inputs; Hypothesis remembers all of a round
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -65,8 +65,7 @@ def fuzz(name: str, read: Callable[[Any], object], inputs: st.SearchStrategy[Any
     """Read many inputs; anything but a result or our own error is raised. Both must have been there."""
     counts = {"read": 0, "refused": 0}
 
-    @settings(max_examples=INPUTS, deadline=None, database=None, derandomize=not LONG,
-              suppress_health_check=list(HealthCheck))
+    @settings(max_examples=INPUTS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(inputs)
     def try_one(given_: Any) -> None:
         try:
@@ -75,7 +74,8 @@ def fuzz(name: str, read: Callable[[Any], object], inputs: st.SearchStrategy[Any
         except refused:
             counts["refused"] += 1
 
-    try_one()
+    for number in range(ROUNDS):
+        seed(number)(try_one)()
     tally(f"fuzzed: {name}", times=sum(counts.values()), **counts)
     assert min(counts.values()) > 0
 
