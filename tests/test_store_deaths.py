@@ -1,11 +1,13 @@
 """Deaths: what counts as one, and what takes it back."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from store_samples import make_row, make_run
 
-from store.database import Database
+from store.database import Database, open_database
 from store.deaths import begin_alone, forget_deaths, is_tried_alone, leave_alone
 from store.jobs import end_job, finish_job, release_job, retry_failed, start_job
 from store.results import record_results
@@ -92,3 +94,38 @@ def test_a_result_an_orderly_end_and_a_resume_take_a_pairs_deaths_back(database:
     forget_deaths(database, run.id)
     assert not is_tried_alone(database, run.id, 0)
     assert begin_alone(database, run.id, 0, 3) == 0
+
+
+@pytest.mark.parametrize("location", ["postgresql"], indirect=True)      # SQLite has one writer at a time
+@pytest.mark.parametrize("beside", [
+    lambda db, run, job: start_job(db, run, job, "another"),
+    lambda db, run, job: forget_deaths(db, run),
+    lambda db, run, job: [begin_alone(db, run, job, 4 * job + place) for place in (3, 2, 1, 0)],
+    lambda db, run, job: retry_failed(db, run),
+], ids=["another worker takes the job", "a resume", "pairs are tried alone", "failures are to be retried"])
+def test_nobody_waits_for_a_record_that_waits_for_them(
+    database: Database, location: str, beside: Callable[[Database, str, int], object]
+) -> None:
+    run, at, ended = make_run(database, 400), [0], threading.Event()
+
+    def record(job: int) -> None:
+        at[0] = job
+        start_job(database, run.id, job, "w")
+        positions = range(4 * job, 4 * job + 4)
+        for position in positions:
+            begin_alone(database, run.id, job, position)
+        record_results(database, run.id, [make_row(n, error="e" if n % 2 else None) for n in positions])
+
+    def disturb() -> None:
+        with open_database(location, create=False) as other:
+            while not ended.is_set():
+                beside(other, run.id, at[0])
+
+    with ThreadPoolExecutor() as threads:
+        disturbing = threads.submit(disturb)
+        try:
+            for job in range(100):
+                record(job)
+        finally:
+            ended.set()
+        disturbing.result()

@@ -77,6 +77,7 @@ def fuzz(name: str, read: Callable[[Any], object], inputs: st.SearchStrategy[Any
     for number in range(ROUNDS):
         seed(number)(try_one)()
     tally(f"fuzzed: {name}", times=sum(counts.values()), **counts)
+    assert sum(counts.values()) >= ROUNDS * INPUTS
     assert min(counts.values()) > 0
 
 
