@@ -259,3 +259,19 @@ def test_the_cache_is_allocated_once_and_written_in_place() -> None:
     assert lengths == [0] * (16 + 4) + [16] * 8
     # All else that a step needs is less than the keys of one layer, and so would be its first copy.
     assert mx.get_peak_memory() - before < 2 * config.n_layers * block + block
+
+
+def test_a_row_of_the_cache_is_cleared_alone_and_in_place() -> None:
+    cache = KVCache(make_engine().model.config, rows=16, capacity=2_000, dtype=mx.float32)
+    cache.keys, cache.values = ([block + 1 for block in blocks] for blocks in (cache.keys, cache.values))
+    cache.eval()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+
+    cache.clear(3)
+    cache.eval()
+
+    assert mx.get_peak_memory() - before < cache.keys[0].nbytes // 16
+    for block in (*cache.keys, *cache.values):
+        for extreme in (block.min(axis=(1, 2, 3)), block.max(axis=(1, 2, 3))):
+            assert extreme.tolist() == [place != 3 for place in range(16)]

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
+import mlx.core as mx
 import numpy as np
 import pytest
+from conftest import WEIGHTS
 from reference import (
     CASES,
     GREEDY,
@@ -22,8 +24,10 @@ from reference import (
 
 from jobs.limits import Limits
 from jobs.prompt import Prompt
+from store.checkpoint import open_checkpoint
 from store.records import Sampling
 from workers.engine import Engine
+from workers.model.load import load_text_model
 from workers.rows import Image, Row
 
 ALONE = Limits(rows=1, chunk_tokens=4096, prefix_bytes=0)
@@ -190,3 +194,45 @@ def test_when_no_more_rows_come_those_at_hand_are_finished() -> None:
     generated = generate(eager_engine(), prompts()["images first"], iter(handed), SAMPLED, Limits(3, 700, 2**30))
 
     assert generated == alone("images first", SAMPLED)[:5]
+
+
+CHOICES = {"greedy": Sampling(do_sample=False, repetition_penalty=1.2, max_tokens=8), "sampled": SAMPLED}
+beside_others = pytest.mark.parametrize(("places", "choice"), [(n, choice) for n in (2, 3, 5) for choice in CHOICES])
+
+
+def breaking_engine(token_ids: set[int]) -> Engine:
+    """Return an eager engine whose rows break in the step that runs one of these tokens."""
+    model = load_text_model(open_checkpoint(WEIGHTS))
+    weight = np.array(model.embed_tokens.weight)      # [vocab, hidden]
+    weight[list(token_ids)] = np.nan
+    model.embed_tokens.weight = mx.array(weight)
+    return Engine(model, eager_engine().eos_token_ids)
+
+
+@beside_others
+def test_rows_that_break_in_their_prompts_break_alone(places: int, choice: str) -> None:
+    broken, nothing = {5, 6, 20}, np.full_like(mixed_rows()[0].image_b.embeddings, np.nan)
+    rows = [replace(row, image_b=Image("no numbers", nothing)) if row.key in broken else row for row in mixed_rows()]
+
+    whole = generate(eager_engine(), prompts()["images first"], rows, CHOICES[choice], Limits(places, 700, 2**30))
+
+    assert whole == [row for row in alone("images first", CHOICES[choice]) if row.key not in broken]
+
+
+@beside_others
+def test_rows_that_break_in_decode_break_alone(places: int, choice: str) -> None:
+    token_ids = {188, 457}      # that some rows say and others not
+    engine, expected = breaking_engine(token_ids), alone("images first", CHOICES[choice])
+
+    whole = generate(engine, prompts()["images first"], mixed_rows(), CHOICES[choice], Limits(places, 700, 2**30))
+
+    assert whole == [row for row in expected if not token_ids & set(row.token_ids[:-1])]
+    assert 20 < len(whole) < 30
+
+
+@beside_others
+def test_a_row_that_breaks_in_the_step_behind_its_end_breaks_no_other(places: int, choice: str) -> None:
+    prompt, limits = prompts()["images first"], Limits(places, 700, 2**30)
+    engine = breaking_engine(set(eager_engine().eos_token_ids) - set(prompt.token_ids))      # run once in vain
+
+    assert generate(engine, prompt, mixed_rows(), CHOICES[choice], limits) == alone("images first", CHOICES[choice])

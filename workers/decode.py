@@ -99,6 +99,7 @@ class Batch:
             for target, source in enumerate(sources):
                 if source != target:
                     self.cache.move(source, target)
+            self._clean(range(len(sources), len(self._running)), self._carried.broken)
             self._carried = self._carried.take(sources) if sources else None
             self._running = [self._running[source] for source in sources]
         return len(self._running)
@@ -132,6 +133,16 @@ class Batch:
         ids = np.asarray(carried.tokens).tolist()      # waits for the device
         each = zip(self._running, ids, np.asarray(carried.broken).tolist(), strict=True)
         return [self._read(running, id_, broken) for running, id_, broken in each if not running.ended]
+
+    def _clean(self, left: range, broken: mx.array) -> None:
+        """Clear those of the places just left whose rows are broken as of the step in hand, live, ended or moved.
+
+        Attention multiplies also what a mask hides, and 0 times NaN is NaN: the next row there would break with them.
+        """
+        is_broken = np.asarray(broken)
+        for place in left:
+            if is_broken[place]:
+                self.cache.clear(place)
 
     def _read(self, running: Running, token_id: int, broken: bool) -> Token:
         running.read += 1

@@ -8,7 +8,7 @@ from jobs.inputs import Inputs, Settings, open_inputs
 from jobs.memory import MemoryPlan, plan_memory
 from store.database import Database
 from store.embeddings import Embeddings
-from store.errors import EmbeddingsError, RunError, SettingsError
+from store.errors import EmbeddingsError, RunError, SettingsError, WeightsError
 from store.jobs import read_pairs
 from store.records import Comparison, Pair, Run
 from store.results import read_result
@@ -17,7 +17,7 @@ from workers.engine import Engine
 from workers.model.load import load_text_model
 from workers.reading import in_order, row_reader
 from workers.report import Reporter
-from workers.rows import Image, Row
+from workers.rows import Image, Row, Token
 from workers.session import Session
 
 
@@ -41,21 +41,31 @@ class OnePair:
         self.pair = choose_pair(self._inputs.embeddings, idx_a, idx_b, seed)
 
     def stream(self) -> Iterator[str]:
-        """Yield the text piece by piece, as far as it is certain."""
+        """Yield the text piece by piece, as far as it is certain; raise WeightsError where the model breaks."""
         inputs, pair = self._inputs, self.pair
         a, b = (Image(index, inputs.embeddings.read(index)) for index in (pair.idx_a, pair.idx_b))
         limits = self._plan().limits
         engine = Engine(load_text_model(inputs.checkpoint), inputs.checkpoint.eos_token_ids)
         text = inputs.tokenizer.stream(opened_thinking=inputs.prompt.opened_thinking)
+        of = f"pair {pair.idx_a},{pair.idx_b} ({pair.image_a}, {pair.image_b})"
         for step in engine.generate(inputs.prompt, [Row(0, a, b, self.seed)], self._settings.sampling, limits):
             for token in step:
-                yield text.add(token.id)
+                yield text.add(_read_id(token, of, inputs))
         yield text.end()
 
     def _plan(self) -> MemoryPlan:
         limit = device.memory_limit()
         device.apply_limit(limit)
         return plan_memory(self._inputs.checkpoint, self._inputs.prompt, self._settings.sampling, limit, batch_size=1)
+
+
+def _read_id(token: Token, of: str, inputs: Inputs) -> int:
+    """Return a token's id; raise WeightsError where it means nothing, for embeddings are checked as they are read."""
+    if token.error is not None:
+        raise WeightsError(f"{of}: expected finite logits, found: {token.error}; its embeddings are finite, so look "
+                           f"with `diptych doctor --verify` whether the weights in {inputs.checkpoint.folder} are "
+                           "intact")
+    return token.id
 
 
 def choose_pair(embeddings: Embeddings, idx_a: int | None, idx_b: int | None, seed: int) -> Chosen:
@@ -119,7 +129,9 @@ def _replay(session: Session, run: Run, recorded: Comparison, pairs: Sequence[Pa
     rows = _rows(in_order(pairs, loaded.inputs), row_reader(run, loaded.inputs), recorded.position)
     limits = loaded.limits(min(len(pairs), recorded.batch_size))
     steps = loaded.engine.generate(loaded.inputs.prompt, rows, run.sampling, limits)
-    tokens = tuple(token.id for step in steps for token in step if token.key == recorded.position)
+    pair = next(pair for pair in pairs if pair.position == recorded.position)
+    of = f"run {run.id} position {pair.position}, pair {pair.idx_a},{pair.idx_b}"
+    tokens = tuple(_read_id(token, of, loaded.inputs) for step in steps for token in step if token.key == pair.position)
     answer = loaded.inputs.tokenizer.split(tokens, opened_thinking=loaded.inputs.prompt.opened_thinking)
     return Replay(recorded.token_ids, tokens, recorded.text, answer.text, limits.rows)
 

@@ -53,6 +53,11 @@ class KVCache:
         for block, row in zip(self._blocks, rows, strict=True):
             block[target : target + 1] = row
 
+    def clear(self, row: int) -> None:
+        """Write zeros over a row."""
+        for block in self._blocks:
+            block[row : row + 1] = 0
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
