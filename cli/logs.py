@@ -1,11 +1,11 @@
 """Log lines on stderr, for people or, with --log-format json, for machines."""
 
-import json
 import logging
 import sys
 from datetime import UTC, datetime
 
 from cli.show import escape
+from store.jsonlines import json_line
 
 
 class _Stderr(logging.Handler):
@@ -30,7 +30,7 @@ class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = {"time": time, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
-        return json.dumps(line | getattr(record, "fields", {}), ensure_ascii=False)
+        return json_line(line | getattr(record, "fields", {}))
 
 
 def set_up_logging(form: str, *, quiet: bool) -> None:

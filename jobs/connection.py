@@ -72,7 +72,8 @@ def advice(found: str) -> str:
 
 def mask(url: str) -> str:
     """Hide user and password in a URL, also in one that is malformed."""
-    return re.sub(r"^(\w+://)?.*@", r"\1***@", re.sub(r"password=[^&]*", "password=***", url))
+    without = re.sub(r"((password|passwd|pwd)=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
+    return re.sub(r"^(\w+://)?.*@", r"\1***@", without)
 
 
 def address(connection: redis.Redis) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.changes import record_files
 from jobs.environment import environment, mask_argv
 from jobs.inputs import Inputs, Settings, open_inputs
 from jobs.pairs import draw_pairs, read_pairs_file
@@ -104,7 +105,7 @@ def _new_run(plan: Plan, cache: DatabaseCache) -> NewRun:
         weights_dir=str(settings.weights_dir.resolve()),
         model_fingerprint=fingerprint(inputs.checkpoint.files, cache),
         version=facts.pop("diptych"),
-        environment=facts,
+        environment=facts | record_files(inputs, cache),
         argv=mask_argv(request.argv),
         pair_order=request.order,
     )

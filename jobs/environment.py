@@ -9,7 +9,7 @@ from pathlib import Path
 
 _PASSWORDS = (
     re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/@]*?:)[^\s/]*(?=@)", re.IGNORECASE),      # scheme://user:...@host
-    re.compile(r"(?P<before>[?&](password|passwd|pwd)=)[^&\s#]*", re.IGNORECASE),              # ?password=...
+    re.compile(r"(?P<before>[?&][^?&=\s]*(password|passwd|pwd)=)[^&\s]*", re.IGNORECASE),      # ?ssl_password=...
 )
 
 

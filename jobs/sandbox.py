@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import json
 import resource
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 5               # of processor time
+LIFE = 20                 # seconds of wall time, for whoever started it may be gone
 MEMORY = 2**30            # bytes of addresses; macOS does not hold a process to them
 LARGEST = 1_000_000       # characters of what is rendered, or of what an operator makes
 
@@ -88,6 +90,7 @@ def limit() -> None:
 
 def main() -> None:
     """Read a template and lists of variables as JSON, write what is rendered with each, or the error."""
+    signal.alarm(LIFE)
     request = json.load(sys.stdin)
     limit()
     try:

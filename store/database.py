@@ -178,19 +178,30 @@ def _parse(location: str) -> URL:
     if "://" not in location:
         return URL.create("sqlite", database=location)
     try:
-        return make_url(location)
+        url = make_url(location)
     except (exc.ArgumentError, ValueError):
         # Not shown: it may hold a password.
         raise DatabaseError(
             "database: expected a path, sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME, "
             "found a URL that cannot be read"
         ) from None
+    before, _, after = location.partition("@")
+    # The first @ ends the password for SQLAlchemy: with a second one, the rest of it would be shown as the host.
+    if url.username is not None and ("?" in before or "@" in after):
+        raise DatabaseError(
+            "database: expected postgresql+psycopg://USER:PASSWORD@HOST/NAME, found more than one @, or one after a ?; "
+            "in a password write % / ? # @ as %25 %2F %3F %23 %40"
+        )
+    return url
 
 
 def _sqlite_path(url: URL) -> Path:
     """Return the absolute path of an SQLite file, links resolved, so that all its names share one lock."""
     if url.drivername not in ("sqlite", "sqlite+pysqlite") or url.query or url.host:
-        raise DatabaseError(f"database: expected a path or sqlite:///PATH without options, found {url!r}")
+        options = f" with {', '.join(url.query)}" if url.query else ""      # not what they say: it may be a password
+        raise DatabaseError(
+            f"database: expected a path or sqlite:///PATH without options, found {url.set(query={})!r}{options}"
+        )
     if not url.database or url.database == ":memory:":
         raise DatabaseError("database: expected the path of a file, found none; give --db results.db, for example")
     try:

@@ -1,8 +1,8 @@
 """Results on their way out: CSV, JSON lines and Parquet, written row by row."""
 
 import csv
-import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -11,10 +11,15 @@ from tempfile import NamedTemporaryFile
 from typing import IO, Any, TextIO
 
 from store.errors import DiptychError, SettingsError
+from store.jsonlines import json_line
 
 Row = dict[str, Any]
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")      # what begins one, by OWASP's CSV injection page
 PARQUET_ROWS = 10_000      # rows of a row group
+
+# What begins a formula, by OWASP's CSV injection page; the full-width signs do where a spreadsheet speaks Japanese.
+_FORMULA = re.compile(r'\A([\s"]*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])')
+_DROPPED = ("\t", "\r", "\n")      # by a spreadsheet, from the begin of a cell
+_SEPARATORS = re.compile("([;\t\r\n])")      # of cells, where a spreadsheet's is not the comma
 
 _PARQUET_TYPES = {
     "position": "int64", "idx_a": "int64", "idx_b": "int64", "prompt_tokens": "int64", "generated_tokens": "int64",
@@ -31,14 +36,19 @@ def write_csv(rows: Iterable[Row], columns: Sequence[str], out: TextIO) -> int:
 
 
 def defuse(row: Row) -> Row:
-    """Put an apostrophe before each text that a spreadsheet would take for a formula; the others stay as they are."""
-    return {name: f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
-            for name, value in row.items()}
+    """Put an apostrophe before whatever a spreadsheet would take for a formula; all else stays as it is."""
+    return {name: _defuse_text(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _defuse_text(text: str) -> str:
+    """Defuse a text, and each part of it that is a cell to a spreadsheet with other separators."""
+    defused = "".join(_FORMULA.sub(r"\1'", part) for part in _SEPARATORS.split(text))
+    return f"'{defused}" if text.startswith(_DROPPED) else defused
 
 
 def write_jsonl(rows: Iterable[Row], columns: Sequence[str], out: TextIO) -> int:
     """Write one JSON object a line, in UTF-8; return the rows."""
-    return sum(bool(out.write(json.dumps(row, ensure_ascii=False) + "\n")) for row in rows)
+    return sum(bool(out.write(json_line(row) + "\n")) for row in rows)
 
 
 def write_parquet(rows: Iterable[Row], columns: Sequence[str], out: IO[bytes]) -> int:

@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+import logging
 import re
 from pathlib import Path
 
 import pytest
 from store_samples import NEW_RUN, make_row
 
+from cli.logs import set_up_logging
 from cli.main import diptych, run
 from store.database import open_database
 from store.records import Pair
@@ -22,16 +24,24 @@ CONTENTS = (
     "a\x00b\x00",
     "=HYPERLINK(\"http://example.invalid\",\"click\")",
     "@SUM(1+1)*cmd|'/c calc'!A0",
-    "-1+1", "+1", "\t=1",
+    "-1+1", "+1", "\t=1", "ok;=1+1", "two\n \"@SUM(1)", "\uff1d1+1", "a\t\uff0b1;;\u3000\uff0d1\r\uff20x", " -1;x=1",
     "[bold red]not markup[/] {braces} %s %(a)s $HOME `id` ; rm -rf x",
     "'; drop table results; --",
-    "\u202eright to left\u202c \u200bzero width \N{PILE OF POO} e\u0301",
+    "\u202eright to left\u202c \u2066isolated\u2069 \u200bzero width \N{PILE OF POO} e\u0301",
     "x" * 100_000,
     " \"word,\" " * 12_500,
     "\ud800 alone",
 )
 STORED = tuple(re.sub("[\x00\ud800]", "\ufffd", content) for content in CONTENTS)
-DRIVING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]")
+DEFUSED = {
+    "=HYPERLINK(\"http://example.invalid\",\"click\")": "'=HYPERLINK(\"http://example.invalid\",\"click\")",
+    "@SUM(1+1)*cmd|'/c calc'!A0": "'@SUM(1+1)*cmd|'/c calc'!A0",
+    "-1+1": "'-1+1", "+1": "'+1", "\t=1": "'\t'=1", "ok;=1+1": "ok;'=1+1", "two\n \"@SUM(1)": "two\n \"'@SUM(1)",
+    "\uff1d1+1": "'\uff1d1+1", "a\t\uff0b1;;\u3000\uff0d1\r\uff20x": "a\t'\uff0b1;;\u3000'\uff0d1\r'\uff20x",
+    " -1;x=1": " '-1;x=1", "'; drop table results; --": "'; drop table results; '--",
+}
+FORMULA = re.compile(r'[\s"]*[=+\-@\uff1d\uff0b\uff0d\uff20]')
+DRIVING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 @pytest.fixture
@@ -56,7 +66,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 @pytest.mark.parametrize("words", [
-    ("results",), ("results", "--status", "failed"), ("runs",), ("status",),
+    ("results",), ("results", "--status", "failed"), ("results", "--format", "jsonl"), ("runs",), ("status",),
     *(("results", "--image", f"{content}.jpg") for content in STORED),
     *(("results", "--contains", content[:10_000]) for content in STORED),
 ], ids=lambda words: " ".join(words)[:40].encode("unicode_escape").decode())
@@ -98,7 +108,28 @@ def test_a_spreadsheet_is_given_no_formula(here: Path, capsys: pytest.CaptureFix
 
     cells = [cell for row in rows for cell in row.values() if cell]
     assert not [cell for cell in cells if cell[0] in "=+-@\t\r\n"]
-    assert {cell[1:] for cell in cells if cell[0] == "'"} >= {cell for cell in STORED[1::2] if cell[0] in "=+-@\t"}
+    assert [row["text"] or row["error"] for row in rows] == [DEFUSED.get(content, content) for content in STORED]
+
+
+def test_a_spreadsheet_whose_separator_is_another_is_given_no_formula(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, defused = (re.split("[;\t\r\n]", said(capsys, "results", "--format", "csv", *words))
+                      for words in ((), ("--spreadsheet",)))
+
+    assert len([cell for cell in plain if FORMULA.match(cell)]) > 5
+    assert not [cell for cell in defused if FORMULA.match(cell)]
+
+
+def test_a_log_line_for_machines_does_not_drive_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("json", quiet=False)
+
+    for content in STORED:
+        logging.getLogger("diptych.worker").info("%s", content)
+
+    logged = capsys.readouterr().err
+    assert not DRIVING.search(logged)
+    assert [json.loads(line)["message"] for line in logged.splitlines()] == list(STORED)
 
 
 @pytest.mark.parametrize("content", STORED[:-3], ids=lambda content: content[:20].encode("unicode_escape").decode())

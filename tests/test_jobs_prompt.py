@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,12 +12,13 @@ from typing import Any
 import pytest
 
 from jobs.prompt import Prompt, build_prompt
-from jobs.template import render
+from jobs.template import SANDBOX, render
 from jobs.tokenizer import Tokenizer, load_tokenizer
 from store.checkpoint import Checkpoint, open_checkpoint
 from store.errors import SettingsError, WeightsError
 
-SMALL = Path(__file__).parent / "data" / "small"
+ROOT = Path(__file__).parent.parent
+SMALL = ROOT / "tests" / "data" / "small"
 IMAGE = 19      # the image token
 PLACES = "{% for c in messages[0].content %}{{ '<|image|>' if c.type == 'image' else c.text }}{% endfor %}"
 
@@ -180,16 +184,63 @@ def test_a_template_may_ask_for_the_date() -> None:
                                                                        [str(time.localtime()[0])])
 
 
-@pytest.mark.parametrize("template", [
-    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}",
-    "{{ 'x' * 99999999999 }}", "{{ 9 ** 9 ** 9 }}", "{{ '%999999999999d' % 1 }}", "{{ 1 | tojson(indent=99999999) }}",
-    "{{ 'x' | center(99999999999) }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "{% set ns = namespace(x=['x']) %}{% for i in range(64) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+KILLED = r"one that ended its process \(status -(9|24)\)"      # SIGKILL on Linux, SIGXCPU on macOS
+ADDRESSES = pytest.mark.skipif(sys.platform == "darwin", reason="macOS holds no process to a limit on its addresses")
+
+
+@pytest.mark.parametrize(("template", "found"), [
+    # Nothing but the limit on processor time, on memory, or on what is rendered stops each of the first three.
+    ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", KILLED),
+    pytest.param("{% set ns = namespace(x=['x']) %}{% for i in range(27) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+                 "MemoryError", marks=ADDRESSES),      # 2^27 places of 8 bytes are 1 GiB
+    ("{% for i in range(20000) %}{{ 'x' * 100 }}{% endfor %}", "SecurityError: more than 1,000,000 characters"),
+    ("{{ 'x' * 99999999999 }}", r"SecurityError: \*: too large"),
+    ("{{ 9 ** 9 ** 9 }}", r"SecurityError: \*\*: too large"),
+    ("{{ '%999999999999d' % 1 }}", "SecurityError: %: too large"),
+    ("{{ 1 | tojson(indent=99999999) }}", "TemplateError: tojson: too wide an indent"),
+    ("{{ 'x' | center(99999999999) }}", "TemplateAssertionError: No filter named 'center'"),
+    ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
 ])
-def test_a_template_that_takes_too_much_time_or_memory_is_refused(template: str) -> None:
-    with pytest.raises(WeightsError, match="chat template: expected one that renders"):
+def test_a_template_that_takes_too_much_time_or_memory_is_refused(template: str, found: str) -> None:
+    with pytest.raises(WeightsError, match=f"chat template: expected one that renders .*, found {found}"):
         render(template, [[]], thinking=False)
+
+
+def test_a_template_that_renders_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(WeightsError, match="chat template: expected text that is UTF-8, found a lone surrogate"):
+        render(r"{{ 'ab\ud800' }}", [[]], thinking=False)
+
+
+def test_ctrl_c_in_the_terminal_does_not_reach_the_process_that_renders(tmp_path: Path) -> None:
+    interrupting = tmp_path / "sandbox.py"
+    interrupting.write_text("""
+import json, os, signal, time
+os.killpg(os.getpgid(os.getppid()), signal.SIGINT)      # as a terminal does
+time.sleep(0.3)
+print(json.dumps({"rendered": ["still here"]}))
+""")
+    code = """
+import signal, sys; from pathlib import Path; from jobs import template
+signal.signal(signal.SIGINT, lambda *_: print("heard", flush=True))      # a worker finishes first
+template.SANDBOX = Path(sys.argv[1])
+print(template.render("", [[]], thinking=False))
+"""
+
+    done = subprocess.run([sys.executable, "-c", code, str(interrupting)], cwd=ROOT, start_new_session=True,
+                          capture_output=True, text=True, check=False, timeout=60)
+
+    assert done.stdout == "heard\n['still here']\n", done.stderr
+
+
+def test_the_process_that_renders_ends_by_itself_when_whoever_started_it_does_not_end_it() -> None:
+    code = f"import runpy; main = runpy.run_path({str(SANDBOX)!r})['main']; main.__globals__['LIFE'] = 1; main()"
+
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    try:
+        assert process.wait(timeout=15) == -signal.SIGALRM
+    finally:
+        process.kill()
+        process.communicate()
 
 
 REAL = """[gMASK]<sop>

@@ -137,13 +137,31 @@ def test_a_database_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Pa
     ("mysql://me:secret@host/name", r"expected a path, sqlite:///PATH or postgresql.*found mysql://"),
     ("postgresql+asyncpg://me:secret@host/name", "found postgresql\\+asyncpg://"),
     ("nonsense://me:secret@host:port:port/", "found a URL that cannot be read"),
-    ("sqlite:///results.db?secret=1", "without options"),
+    ("sqlite:///results.db?secret=1", r"without options, found sqlite:///results\.db with secret$"),
+    ("sqlite:///results.db?password=hush&mode=ro", r"found sqlite:///results\.db with password, mode$"),
+    ("sqlite://results.db", "without options, found sqlite://results.db$"),
+    ("postgresql+psycopg://u:hush@hush@host/x", "found more than one @.* write % / .* as %25 %2F"),
+    ("postgresql+psycopg://u:hush@hu/sh@host/x", "found more than one @"),
+    ("postgresql+psycopg://u:hush/@hush@host/x", "found more than one @"),
+    ("postgresql+psycopg://u:hush@hush?@host/x", "found more than one @"),
+    ("postgresql+psycopg://host:5432/x?password=hush@hush", "one after a ?"),
+    ("sqlite://u:hush@hush@host/x", "found more than one @"),
 ])
 def test_a_location_that_cannot_be_is_refused(location: str, message: str) -> None:
     with pytest.raises(DatabaseError, match=message) as refused:
         open_database(location, create=True)
 
     assert "me:secret" not in str(refused.value)
+    assert "hush" not in str(refused.value)
+
+
+def test_a_path_may_have_any_number_of_ats(tmp_path: Path) -> None:
+    path = tmp_path / "me@home:x@y" / "a@b.db"
+    path.parent.mkdir()
+
+    for location in (f"sqlite:///{path}", str(path)):
+        with open_database(location, create=True) as db:
+            assert db.path == path
 
 
 def test_a_url_and_a_path_name_the_same_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,6 +524,14 @@ def test_a_postgresql_that_does_not_answer_is_named_without_its_password() -> No
         open_database(location, create=True)
 
     assert "secret" not in str(refused.value)
+
+
+def test_a_password_may_have_any_character_that_is_escaped() -> None:
+    pytest.importorskip("psycopg")
+    location = "postgresql+psycopg://me%40home:s%40e%3Fc%2Fret@127.0.0.1:1/name?connect_timeout=5&application_name=a%40b"
+
+    with pytest.raises(DatabaseError, match=r"//me%40home:\*\*\*@127.0.0.1:1/name: .*check that the server runs"):
+        open_database(location, create=True)
 
 
 def test_a_stream_is_cut_into_batches() -> None:

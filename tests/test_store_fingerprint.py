@@ -10,7 +10,7 @@ import pytest
 from store_samples import create_database
 
 from store.cache import DatabaseCache
-from store.fingerprint import BLOCK, HEADER, WHOLE, fingerprint, full_hash
+from store.fingerprint import BLOCK, HEADER, WHOLE, describe, differences, fingerprint, full_hash
 
 BIG = WHOLE + 40 * 2**20      # bytes; a file of which only blocks are read
 
@@ -168,3 +168,51 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
 def test_a_missing_file_has_no_fingerprint(folder: Path) -> None:
     with pytest.raises(FileNotFoundError):
         fingerprint([folder / "nonesuch"])
+
+
+def safetensors(path: Path, size: int) -> None:
+    """Write what begins as a safetensors file of so many bytes does: with the length of a header of 16, and that."""
+    with path.open("wb") as file:
+        file.write((16).to_bytes(8, "little") + b'{"a": "16 long"}')
+        file.truncate(size)
+
+
+@pytest.mark.parametrize(("size", "offset", "expected"), [
+    (1000, 9, "model.safetensors: its header changed"), (1000, 0, "model.safetensors: its header changed"),
+    (1000, 7, "model.safetensors: its header changed"),      # a header longer than the file
+    (1000, 23, "model.safetensors: its header changed"), (1000, 24, "model.safetensors changed"),
+    (BIG, 9, "model.safetensors: its header changed"), (BIG, BIG - 1, "model.safetensors: a sampled block changed"),
+    (1000, 1000, "model.safetensors: expected 1,000 bytes, found 1,001"),
+])
+def test_what_of_a_weight_file_has_changed_is_said(
+    tmp_path: Path, cache: DatabaseCache, size: int, offset: int, expected: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors(path, size)
+    before = describe([path], cache)
+
+    change(path, offset, b"\1")
+
+    assert differences(before, describe([path], cache)) == [expected]
+    assert fingerprint([path], cache) == fingerprint([path])
+
+
+@pytest.mark.parametrize(("size", "expected"), [
+    (1000, "embeddings.bin changed"), (BIG, "embeddings.bin: a sampled block changed"),
+])
+def test_only_a_safetensors_file_has_a_header(tmp_path: Path, size: int, expected: str) -> None:
+    path = tmp_path / "embeddings.bin"
+    safetensors(path, size)
+    before = describe([path])
+
+    change(path, 9, b"\1")
+
+    assert differences(before, describe([path])) == [expected]
+
+
+def test_files_that_came_and_went_are_said(folder: Path) -> None:
+    before = describe(files(folder))
+    (folder / "config.json").rename(folder / "config-2.json")
+
+    assert differences(before, before) == []
+    assert differences(before, describe(files(folder))) == ["config-2.json is new", "config.json is missing"]

@@ -16,8 +16,9 @@ def awake() -> Iterator[None]:
     process = None
     if sys.platform == "darwin":
         with suppress(OSError):      # without it the run goes on, and sleeps when the Mac does
+            # In a session of its own it outlives the first Ctrl-C, after which the worker still finishes.
             process = subprocess.Popen(["caffeinate", "-i", "-w", str(os.getpid())], stdin=subprocess.DEVNULL,
-                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         yield
     finally:

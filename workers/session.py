@@ -1,21 +1,30 @@
 """One model in memory, and beside it what the run in hand needs: embeddings, prompt, tokenizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from jobs.changes import Kind, find_changes, find_changes_in, run_files
 from jobs.inputs import Inputs, Settings, open_inputs
 from jobs.limits import Limits
 from jobs.memory import MemoryPlan, plan_memory
 from store.cache import DatabaseCache
 from store.database import Database
-from store.errors import DiptychError, EmbeddingsError, WeightsError
+from store.errors import DiptychError, EmbeddingsError, SettingsError, WeightsError
 from store.fingerprint import fingerprint
 from store.records import Run
 from workers import device
 from workers.engine import Engine
 from workers.model.load import load_text_model
 from workers.report import Reporter
+
+SHOWN = 3      # files that have changed, in an error
+
+_NOT_THE_RUNS: dict[Kind, tuple[type[DiptychError], str]] = {
+    "weights_files": (WeightsError, "the checkpoint is not the one"),
+    "embeddings_files": (EmbeddingsError, "the embeddings are not those"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,11 @@ class Session:
 
     def _open(self, run: Run) -> tuple[Inputs, MemoryPlan]:
         if self._opened is None or self._opened[0] != run.id:
-            inputs = open_inputs(self._settings(run))
+            try:
+                inputs = open_inputs(self._settings(run))
+            except (EmbeddingsError, SettingsError, WeightsError):
+                self._check_there(run)      # that a file has changed says more than what is wrong with it
+                raise
             self._opened = run.id, inputs, self._plan(run, inputs)
         return self._opened[1:]
 
@@ -91,18 +104,34 @@ class Session:
     def _check_unchanged(self, run: Run, inputs: Inputs) -> None:
         """A run never mixes configurations."""
         checkpoint, embeddings = inputs.checkpoint, inputs.embeddings
-        _expect(lambda: fingerprint(checkpoint.files, self._hashes), run.model_fingerprint, WeightsError,
-                f"{checkpoint.folder}: the checkpoint is not the one that run {run.id} was enqueued with")
-        _expect(lambda: embeddings.fingerprint(self._hashes), run.embeddings_fingerprint, EmbeddingsError,
-                f"{embeddings.folder}: the embeddings are not those that run {run.id} was enqueued with")
+        self._check(run, "weights_files", inputs, lambda: fingerprint(checkpoint.files, self._hashes))
+        self._check(run, "embeddings_files", inputs, lambda: embeddings.fingerprint(self._hashes))
+
+    def _check(self, run: Run, kind: Kind, inputs: Inputs, read: Callable[[], str]) -> None:
+        recorded = run.model_fingerprint if kind == "weights_files" else run.embeddings_fingerprint
+        files = run_files(inputs)[kind]
+        try:
+            if (now := read()) == recorded:
+                return
+            changes = find_changes(run, kind, files, self._hashes)
+            what = changes or [f"expected fingerprint {recorded[:12]}, found {now[:12]}"]
+        except OSError as lost:      # the disk was ejected, say
+            what = [f"expected fingerprint {recorded[:12]}, found {lost}"]
+        raise _refusal(run, kind, files[0].parent, what)
+
+    def _check_there(self, run: Run) -> None:
+        """Raise what has changed in the files of a run that cannot be opened."""
+        settings = self._settings(run)
+        folders: dict[Kind, Path] = {"weights_files": settings.weights_dir, "embeddings_files": settings.embeddings_dir}
+        for kind, folder in folders.items():
+            with suppress(OSError):
+                if changes := find_changes_in(run, kind, folder, self._hashes):
+                    raise _refusal(run, kind, folder, changes)
 
 
-def _expect(read: Callable[[], str], recorded: str, error: type[DiptychError], what: str) -> None:
-    try:
-        now = read()
-        found = None if now == recorded else now[:12]
-    except OSError as lost:      # the disk was ejected, say
-        found = str(lost)
-    if found is not None:
-        raise error(f"{what}: expected fingerprint {recorded[:12]}, found {found}; put the files back, name where "
-                    "they are with --weights or --embeds, or enqueue the pairs anew")
+def _refusal(run: Run, kind: Kind, folder: Path, changes: Sequence[str]) -> DiptychError:
+    """Return the error for files that are not a run's."""
+    error, what = _NOT_THE_RUNS[kind]
+    more = f", and {len(changes) - SHOWN:,} more" if len(changes) > SHOWN else ""
+    return error(f"{folder}: {what} that run {run.id} was enqueued with: {', '.join(changes[:SHOWN])}{more}; put the "
+                 "files back, name where they are with --weights or --embeds, or enqueue the pairs anew")

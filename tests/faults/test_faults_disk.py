@@ -95,18 +95,21 @@ def append(path: Path, more: bytes) -> None:
         file.write(more)
 
 
-CHANGES: dict[str, Callable[[Path], object]] = {
-    "embeddings, size": lambda folder: append(folder / "embeddings_512" / "embeddings.bin", b"\0" * 2),
-    "embeddings, a block": lambda folder: flip(folder / "embeddings_512" / "embeddings.bin", 101),
-    "embeddings, names": lambda folder: (folder / "embeddings_512" / "filenames.txt").write_text("a\nb\nc\nd\n"),
-    "weights, configuration": lambda folder: append(folder / "vision_weights" / "config.json", b"\n"),
-    "weights, a block": lambda folder: flip(next((folder / "vision_weights").glob("*.safetensors")), -5 % 10_000),
-    "weights, header": lambda folder: flip(next((folder / "vision_weights").glob("*.safetensors")), 20),
+# What is done to a folder, and what is said of it: the file's name, and what of it has changed.
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "embeddings, size": (lambda folder: append(folder / "embeddings_512" / "embeddings.bin", b"\0" * 2),
+                         "enqueued with: embeddings.bin: expected 131,072 bytes, found 131,074;"),
+    "embeddings, a block": (lambda folder: flip(folder / "embeddings_512" / "embeddings.bin", 101),
+                            "enqueued with: embeddings.bin changed;"),
+    "embeddings, names": (lambda folder: (folder / "embeddings_512" / "filenames.txt").write_text("a\nb\nc\nd\n"),
+                          "enqueued with: filenames.txt: expected 32 bytes, found 8;"),
+    "weights, configuration": (lambda folder: append(folder / "vision_weights" / "config.json", b"\n"),
+                               "enqueued with: config.json: expected 1,603 bytes, found 1,604;"),
+    "weights, a block": (lambda folder: flip(folder / "vision_weights" / "model.safetensors", 10_000),
+                         "enqueued with: model.safetensors changed;"),
+    "weights, header": (lambda folder: flip(folder / "vision_weights" / "model.safetensors", 20),
+                        "enqueued with: model.safetensors: its header changed;"),
 }
-
-
-
-
 WHEN = ("before any work", "between interrupt and resume")
 CASES = [(name, when) for place, name in enumerate(CHANGES) for when in (WHEN if LONG else [WHEN[place % 2]])]
 
@@ -126,13 +129,14 @@ def test_files_that_have_changed_are_refused_and_named_until_they_are_back(night
     for part in ("embeddings_512", "vision_weights"):
         shutil.copytree(folder / part, kept / part)
 
-    CHANGES[name](folder)
+    change, said = CHANGES[name]
+    change(folder)
     resumed = night.run("resume")
     refused = night.run("worker", "--burst")
 
     assert resumed.returncode in (0, 1)
     assert refused.returncode == 2
-    assert name.partition(",")[0].rstrip("s") in refused.stderr, refused.stderr
+    assert said in refused.stderr
     assert f"`diptych cancel {run_id}` drops the run" in refused.stderr
     assert night.done(run_id) == before
 
