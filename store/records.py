@@ -67,7 +67,7 @@ class NewRun:
     weights_dir: str                 # absolute
     model_fingerprint: str
     version: str                     # of diptych
-    environment: dict[str, str]      # mlx, Python, OS, chip
+    environment: dict[str, str]      # mlx, Python, OS, chip, and its files: sizes and digests
     argv: tuple[str, ...]            # passwords masked
     pair_order: PairOrder = field(default="grouped", kw_only=True)
 
