@@ -34,8 +34,8 @@ def work_off(values: Globals, options: "Options") -> int:
             say(values, "no job waits")
         work = run_worker(database, queue, options, stop, bar)
         missing = left_behind(database, queue) if options.burst and not stop.requested else []
-    refuse_idleness(work)
     say_lost(values, missing)
+    refuse_idleness(work, stop)
     return exit_status(stop, failed=bool(missing or bar.failed or work.passed_over))
 
 
@@ -60,14 +60,14 @@ def batch_generate(values: Globals, plan: "Plan", *, print_texts: bool) -> int:
         with (PrintedTexts(run.id, quiet=values.quiet) if print_texts else WorkBar(quiet=values.quiet)) as bar:
             work = run_worker(database, queue, Options(burst=True), stop, bar)
         run = find_run(database, run.id)
-    refuse_idleness(work)
+    refuse_idleness(work, stop)
     say_outcome(values, run)
     return exit_status(stop, failed=bool(run.pending or run.failed))
 
 
-def refuse_idleness(work: "Work") -> None:
-    """Raise what keeps the worker from its runs, where that was all it met."""
-    if work.passed_over and not work.done:
+def refuse_idleness(work: "Work", stop: "Stop") -> None:
+    """Raise what keeps the worker from its runs, where that was all it met and nobody asked it to stop."""
+    if work.passed_over and not work.done and not stop.requested:
         raise next(iter(work.passed_over.values()))
 
 

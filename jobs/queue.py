@@ -5,7 +5,7 @@ It may lose tickets and deliver one twice; neither does harm.
 
 import functools
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -20,6 +20,7 @@ from rq.utils import current_timestamp, now
 from jobs.connection import address, connect
 from jobs.tickets import (
     RETRIES,
+    SHOWN,
     TASK,
     Ticket,
     TicketError,
@@ -61,11 +62,12 @@ class Lease:
 
 
 def asking(method: Callable[Concatenate["JobQueue", P], T]) -> Callable[Concatenate["JobQueue", P], T]:
-    """Turn an error of Redis into a QueueError with its address."""
+    """Mend the queue's keys first, and turn an error of Redis into a QueueError with its address."""
 
     @functools.wraps(method)
     def ask(queue: "JobQueue", /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
+            queue.mend()
             return method(queue, *args, **kwargs)
         except redis.RedisError as error:
             raise QueueError(f"{queue.address}: expected a Redis that answers, found: {error}") from error
@@ -82,6 +84,26 @@ class JobQueue:
         self.address = address(connection)
         name = f"diptych-{database_id}"
         self.rq = Queue(name, connection=connection, serializer=JSONSerializer, job_class=TicketJob)
+        self.types = {
+            self.rq.key: "list", self.rq.started_job_registry.key: "zset", self.rq.failed_job_registry.key: "zset",
+            Queue.redis_queues_keys: "set",
+        }
+
+    def mend(self, others: Mapping[str, str] | None = None) -> None:
+        """Delete the queue's keys, and others with their types, that a stranger has made something else of.
+
+        What they held is lost already, and every command on them would fail.
+        """
+        types = self.types | dict(others or {})
+        with self.connection.pipeline(transaction=False) as pipe:
+            for key in types:
+                pipe.type(key)
+            found = [as_text(kind) for kind in pipe.execute()]
+        for (key, expected), kind in zip(types.items(), found, strict=True):
+            if kind not in (expected, "none"):
+                logger.warning("the key %r: expected a %s, found a %s; it is deleted, and `diptych resume` puts back "
+                               "tickets that are lost", key[:SHOWN], expected, kind)
+                self.connection.delete(key)
 
     @asking
     def put(self, tickets: Iterable[Ticket]) -> int:
@@ -145,7 +167,7 @@ class JobQueue:
     def next(self, passed_over: Collection[str] = ()) -> Ticket | Refusal | None:
         """Look at the ticket that a worker would take next, or at what stands in its place; None when none waits.
 
-        Tickets of the runs that are passed over wait for another worker.
+        Tickets of the runs that are passed over wait, for another worker or for later.
         """
         entry = next((entry for entry in self._entries() if not _is_of(entry, passed_over)), None)
         if entry is None:
@@ -227,8 +249,13 @@ class JobQueue:
             logger.warning("the worker of job %s is gone: back on the queue", ticket.id)
         return rescued
 
-    def transact(self, settle: Callable[[Pipeline], T], *watched: str) -> T:
-        """Read, then write in one transaction; again from the start when a watched key has changed in between."""
+    def transact(self, settle: Callable[[Pipeline], T], *watched: str, others: Mapping[str, str] | None = None) -> T:
+        """Read, then write in one transaction; again from the start when a watched key has changed in between.
+
+        `others` are keys, with their types, that it writes beside the queue's: Redis writes the rest of a transaction
+        when one command fails.
+        """
+        self.mend(others)
         result = self.connection.transaction(
             settle,      # type: ignore[arg-type]  # redis-py's stub does not know value_from_callable
             *watched, value_from_callable=True,
@@ -258,7 +285,9 @@ class JobQueue:
         """Say whether a lease has expired or its worker is gone."""
         if lease.expires < current_timestamp():
             return True
-        name = self.connection.hget(f"rq:execution:{lease.job_id}:{lease.execution_id}", "worker_name")
+        key = f"rq:execution:{lease.job_id}:{lease.execution_id}"
+        self.mend({key: "hash"})
+        name = self.connection.hget(key, "worker_name")
         return name is not None and is_dead(as_text(name))
 
     def _started(self, job_ids: Iterable[str]) -> Iterator[TicketJob]:

@@ -4,11 +4,13 @@ import json
 import os
 import pty
 import re
+import signal
 import sqlite3
 import subprocess
 from pathlib import Path
 
-from conftest import DIPTYCH, run_diptych
+import pytest
+from conftest import DIPTYCH, run_diptych, wait_for
 from rich.progress import Progress
 
 from cli.progress import rate
@@ -40,12 +42,50 @@ def lose_the_queue(workspace: Path) -> None:
     import os
     import shutil
 
-    from conftest import server_pids, wait_for
+    from conftest import server_pids
 
     home = Path(os.environ["HOME"])
     wait_for(lambda: not server_pids(home), "the server to end", seconds=15)
     for journal in (home / ".diptych").glob("*/appendonlydir"):
         shutil.rmtree(journal)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_worker_that_is_asked_to_stop_ends_as_asked_also_when_it_has_passed_over_its_runs(
+    workspace: Path, signum: int, status: int
+) -> None:
+    enqueue_broken(workspace)
+    log = workspace / "worker.log"
+
+    with log.open("w") as stderr, subprocess.Popen([DIPTYCH, "worker"], cwd=workspace, stderr=stderr) as worker:
+        try:
+            wait_for(lambda: "is passed over for 300 s" in log.read_text(), "the run to be passed over")
+            worker.send_signal(signum)
+            assert worker.wait(60) == status, log.read_text()
+        finally:
+            worker.kill()
+
+    assert "Error" not in log.read_text()
+
+
+def test_a_burst_names_lost_tickets_beside_a_run_that_it_passes_over(workspace: Path) -> None:
+    lost = run_diptych("enqueue", "pairs.txt", "--max-tokens", 2, cwd=workspace).stdout.strip()
+    lose_the_queue(workspace)
+    broken = enqueue_broken(workspace)
+
+    burst = run_diptych("worker", "--burst", cwd=workspace)
+
+    assert burst.returncode == 2
+    assert f"diptych resume {lost}" in burst.stderr
+    assert f"diptych cancel {broken}` drops the run" in burst.stderr.splitlines()[-1]
+
+
+def enqueue_broken(workspace: Path) -> str:
+    """Enqueue a run whose embeddings then change, and return its id."""
+    run_id = run_diptych("enqueue", "pairs.txt", "--max-tokens", 2, cwd=workspace).stdout.strip()
+    with (workspace / "embeddings_512" / "embeddings.bin").open("ab") as file:
+        file.write(b"xx")
+    return run_id
 
 
 def test_the_drop_in_prints_the_texts_of_its_own_run_only(workspace: Path) -> None:

@@ -2,9 +2,9 @@
 
 import json
 import pickle
+import re
 import socket
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import redis
 from realvalkey import Valkey
 from rq.job import Job
+from rq.utils import current_timestamp
 
 from jobs import connection as connections
 from jobs.queue import FAILURE_TTL, TASK, JobQueue, Refusal, Ticket, connect
@@ -46,7 +47,7 @@ def lease(queue: JobQueue, ticket: Ticket, *, seconds: float, worker: str = "som
     queue.connection.lrem(queue.rq.key, 1, ticket.id)
     queue.connection.hset(f"rq:job:{ticket.id}", "status", "started")
     queue.connection.hset(f"rq:execution:{ticket.id}:e1", "worker_name", worker)
-    queue.connection.zadd(queue.rq.started_job_registry.key, {f"{ticket.id}:e1": time.time() + seconds})
+    queue.connection.zadd(queue.rq.started_job_registry.key, {f"{ticket.id}:e1": current_timestamp() + seconds})
 
 
 def use_up_retries(queue: JobQueue, ticket: Ticket) -> None:
@@ -182,7 +183,7 @@ def test_a_dead_workers_ticket_is_back_before_its_lease_expires(queue: JobQueue)
 def test_a_ticket_held_by_another_worker_by_now_is_not_put_back(queue: JobQueue) -> None:
     queue.put(tickets(1))
     lease(queue, Ticket(RUN, 1), seconds=60)
-    queue.connection.zadd(queue.rq.started_job_registry.key, {f"{RUN}-1:e0": time.time() - 1})
+    queue.connection.zadd(queue.rq.started_job_registry.key, {f"{RUN}-1:e0": current_timestamp() - 1})
 
     assert queue.rescue(nobody) == []
 
@@ -225,7 +226,7 @@ def test_a_failed_ticket_is_kept_for_a_while_and_not_for_ever(queue: JobQueue) -
 
     expires = queue.connection.zscore(queue.rq.failed_job_registry.key, f"{RUN}-1")
     assert 1 <= queue.connection.ttl(TicketJob.key_for(f"{RUN}-1")) <= FAILURE_TTL
-    assert time.time() < expires <= time.time() + FAILURE_TTL
+    assert current_timestamp() < expires <= current_timestamp() + FAILURE_TTL
 
 
 def call(*parts: Any) -> str:
@@ -334,11 +335,50 @@ def test_a_hostile_lease_does_not_keep_others_from_being_rescued(queue: JobQueue
     assert queue.connection.zcard(queue.rq.started_job_registry.key) == 0
 
 
-def test_a_redis_that_refuses_is_an_error_with_its_address(queue: JobQueue, server: Valkey) -> None:
-    queue.connection.set(queue.rq.key, "no list")
+KEYS = ("rq:queue:diptych-", "rq:wip:diptych-", "rq:failed:diptych-", "rq:queues")      # the queue's own
 
-    with pytest.raises(QueueError, match=f"{server.socket}.*WRONGTYPE"):
-        queue.next()
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize(("act", "result"), [
+    (lambda queue: queue.put(tickets(1, 2)), 2), (JobQueue.waiting, []), (JobQueue.running, []), (JobQueue.failed, []),
+    (JobQueue.next, None), (lambda queue: queue.drop(RUN), 0), (lambda queue: queue.rescue(nobody), []),
+], ids=["put", "waiting", "running", "failed", "next", "drop", "rescue"])
+def test_a_key_that_a_stranger_made_something_else_of_is_deleted_and_named(
+    queue: JobQueue, key: str, act: Callable[[JobQueue], object], result: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = key + DATABASE if key.endswith("-") else key
+    queue.connection.set(whole, "a string")
+
+    assert act(queue) == result
+
+    [told] = caplog.messages
+    assert re.fullmatch(f"the key '{whole}': expected a (list|zset|set), found a string; it is deleted, and "
+                        "`diptych resume` puts back tickets that are lost", told)
+    assert queue.put(tickets(3)) == 1
+    assert queue.waiting()[-1:] == tickets(3)
+
+
+def test_a_lease_whose_record_a_stranger_made_something_else_of_runs_out_by_itself(
+    queue: JobQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.put(tickets(1, 2))
+    lease(queue, Ticket(RUN, 1), seconds=60)
+    lease(queue, Ticket(RUN, 2), seconds=60, worker="dead")
+    queue.connection.set(f"rq:execution:{RUN}-1:e1", "a string")
+
+    assert queue.rescue(lambda name: name == "dead") == tickets(2)
+
+    assert (queue.waiting(), queue.running()) == (tickets(2), tickets(1))
+    assert f"the key 'rq:execution:{RUN}-1:e1': expected a hash, found a string" in caplog.text
+
+
+def test_a_redis_that_refuses_is_an_error_with_its_address(queue: JobQueue, server: Valkey) -> None:
+    queue.connection.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(QueueError, match=f"{server.socket}.*maxmemory"):
+            queue.put(tickets(1))
+    finally:
+        queue.connection.config_set("maxmemory", "0")
 
 
 @pytest.mark.parametrize(("url", "shown"), [

@@ -15,13 +15,15 @@ import pytest
 from conftest import wait_for
 from realvalkey import Valkey
 from rq import Worker as RqWorker
+from rq.utils import current_timestamp
 
 from jobs.queue import TASK, JobQueue, Ticket, connect
 from jobs.tickets import TicketError, TicketJob
 from store.errors import DatabaseError, DeviceError, DiptychError, QueueError, RunError, WeightsError
 from workers import stop as stopping
+from workers import worker as working
 from workers.stop import Cancelled, Stop, Stopped
-from workers.worker import Patience, Work, Worker, make_job_class, work
+from workers.worker import POLL, POLL_PAST, Patience, Work, Worker, make_job_class, work
 
 DATABASE = "0123456789abcdef0123456789abcdef"
 RUN = "a1b2c3"
@@ -143,6 +145,85 @@ def test_a_run_whose_files_do_not_do_is_passed_over_and_others_are_worked_at(
     assert done == [1, 2]
     assert (queue.waiting(), queue.running(), queue.failed()) == (tickets(1, 2, run="broken"), [], [])
     assert "run broken is passed over until a worker is started again: changed on disk" in caplog.text
+
+
+def patient(queue: JobQueue, stop: Stop, prepare: Callable[[Ticket], None],
+            compare: Callable[[str, int], None] = nothing, *, pass_again: float) -> Work:
+    """Work the queue off in this process, and wait for more until `stop`, or for 50 looks at the queue."""
+    looks = iter(range(50))
+
+    def idle() -> None:
+        if next(looks, None) is None:
+            stop.request()
+
+    return work(queue, compare, prepare=prepare, give_up=nothing, burst=False, stop=stop, idle=idle,
+                pass_again=pass_again)
+
+
+def test_a_worker_that_waits_tries_a_run_again_that_it_has_passed_over(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(working, "POLL_PAST", 0.01)
+    queue.put([*tickets(1, 2, run="broken"), *tickets(1)])
+    stop, tried, done = Stop(), list[str](), list[tuple[str, int]]()
+
+    def prepare(ticket: Ticket) -> None:
+        if ticket.run_id == "broken":
+            tried.append("broken")
+            if len(tried) < 3:      # then the disk is there again
+                raise WeightsError(f"away, {len(tried)}")
+
+    def compare(run_id: str, job: int) -> None:
+        done.append((run_id, job))
+        if len(done) == 3:
+            stop.request()
+
+    outcome = patient(queue, stop, prepare, compare, pass_again=0.05)
+
+    assert done == [(RUN, 1), ("broken", 1), ("broken", 2)]
+    assert outcome == Work(done=3, stopped=True)
+    assert [line for line in caplog.messages if "passed over" in line] == [
+        f"run broken is passed over for 0.05 s: away, {trial}; `diptych cancel broken` drops the run"
+        for trial in (1, 2)]
+
+
+def test_a_run_is_not_tried_again_before_its_time(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(working, "POLL_PAST", 0.01)
+    queue.put(tickets(1))
+    stop, tried = Stop(), list[Ticket]()
+
+    def prepare(ticket: Ticket) -> None:
+        tried.append(ticket)
+        if len(tried) == 2:
+            stop.request()
+        raise WeightsError("away")
+
+    assert patient(queue, stop, prepare, pass_again=300).passed_over.keys() == {RUN}
+    assert tried == tickets(1)
+
+
+def test_a_worker_looks_less_often_past_the_tickets_of_runs_that_it_passes_over(queue: JobQueue) -> None:
+    queue.put(tickets(1))
+    waited = []
+
+    class Noted(Stop):
+        def wait(self, seconds: float) -> bool:
+            waited.append(seconds)
+            time.sleep(0.5)      # until it is to be tried again
+            if len(waited) == 2:
+                self.request()
+            return self.requested
+
+    stop = Noted()
+
+    def prepare(ticket: Ticket) -> None:
+        if waited:
+            raise RunError("no such run")
+        raise WeightsError("away")
+
+    patient(queue, stop, prepare, pass_again=0.4)
+
+    assert waited == [POLL_PAST, POLL]
 
 
 @pytest.mark.parametrize("error", [DatabaseError("disk full"), DeviceError("a GPU that computes nothing more")],
@@ -364,6 +445,94 @@ def test_what_a_stranger_puts_on_the_queue_is_refused_and_the_worker_lives_on(
     assert caplog.text.count("refused and dropped") == 7
 
 
+KEYS = [      # all that a worker named "w" writes, while it does the first of two jobs
+    f"rq:queue:diptych-{DATABASE}", f"rq:wip:diptych-{DATABASE}", f"rq:failed:diptych-{DATABASE}", "rq:queues",
+    "rq:workers", f"rq:workers:diptych-{DATABASE}", "rq:worker:w", "rq:worker:w:executions", f"rq:job:{RUN}-1",
+    f"rq:executions:{RUN}-1", f"rq:execution:{RUN}-1:*",
+]
+
+
+def spoil(queue: JobQueue, key: str) -> None:
+    """Put a string where a stranger may: in place of a key."""
+    found = list(queue.connection.scan_iter(key)) if "*" in key else [key]
+    for spoilt in found:
+        queue.connection.set(spoilt, "a string")
+
+
+@pytest.mark.parametrize("retries_left", ["3", "0"], ids=["retried", "failed"])
+@pytest.mark.parametrize("where", ["prepare", "compare"])
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_that_a_stranger_makes_something_else_of_does_not_end_a_worker(
+    queue: JobQueue, key: str, where: str, retries_left: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.put(tickets(1, 2))
+    queue.connection.hset(f"rq:job:{RUN}-1", "retries_left", retries_left)
+    spoilt, done = list[str](), list[int]()
+
+    def meet(place: str, job: int) -> None:
+        if place == where and job == 1 and not spoilt:
+            spoilt.append(key)
+            spoil(queue, key)
+            if where == "compare":
+                raise ZeroDivisionError
+
+    for _ in range(2):
+        work(queue, lambda run_id, job: meet("compare", job) or done.append(job), burst=True, stop=Stop(), name="w",
+             prepare=lambda ticket: meet("prepare", ticket.job), give_up=nothing)
+        queue.put(tickets(*({1, 2} - {*done})))      # as a resume does
+
+    assert sorted(done) == [1, 2]
+    assert (queue.waiting(), queue.running()) == ([], [])
+    assert [line for line in caplog.messages if "found a string" in line and repr(key) not in line] == []
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_that_a_stranger_makes_something_else_of_does_not_end_the_heartbeats(
+    queue: JobQueue, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.put(tickets(1))
+
+    def compare(run_id: str, job: int) -> None:
+        spoil(queue, key)
+        wait_for(lambda: caplog.messages, "a heartbeat")
+        time.sleep(0.1)
+
+    outcome = work(queue, compare, prepare=nothing, give_up=nothing, burst=True, stop=Stop(), name="w", heartbeat=0.05)
+
+    assert outcome == Work(done=1)
+    assert "no heartbeat" not in caplog.text
+    assert len([line for line in caplog.messages if "found a string" in line]) == 1
+
+
+@pytest.mark.parametrize("key", KEYS[:8])
+def test_a_key_that_a_stranger_makes_something_else_of_does_not_end_an_idle_worker(
+    queue: JobQueue, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop, done = Stop(), list[int]()
+
+    def idle() -> None:
+        spoil(queue, key)
+        time.sleep(0.05)
+        queue.put(tickets(1))
+
+    def compare(run_id: str, job: int) -> None:
+        done.append(job)
+        stop.request()
+
+    outcome = work(queue, compare, prepare=nothing, give_up=nothing, burst=False, stop=stop, idle=idle, name="w",
+                   heartbeat=0.05)
+
+    assert (outcome, done) == (Work(done=1, stopped=True), [1])
+    assert len([line for line in caplog.messages if "found a string" in line]) == 1
+
+
+def test_a_worker_is_born_beside_keys_that_a_stranger_made_something_else_of(queue: JobQueue) -> None:
+    for key in KEYS[:8]:
+        spoil(queue, key)
+
+    assert work(queue, nothing, prepare=nothing, give_up=nothing, burst=True, stop=Stop(), name="w") == Work()
+
+
 def test_callbacks_and_webhooks_by_hand_do_nothing(queue: JobQueue) -> None:
     queue.put(tickets(1, 2))
     for job in (1, 2):
@@ -399,7 +568,7 @@ def test_a_long_job_keeps_its_lease(queue: JobQueue) -> None:
 
     def compare(run_id: str, job: int) -> None:
         expires = queue.connection.zrange(queue.rq.started_job_registry.key, 0, -1, withscores=True)[0][1]
-        while time.time() < expires + 1.3:      # RQ counts whole seconds
+        while current_timestamp() < expires + 2:      # RQ counts whole seconds
             rescued.extend(queue.rescue(lambda name: False))
             time.sleep(0.05)
         assert queue.running() == tickets(1)
@@ -414,7 +583,7 @@ def test_a_job_whose_lease_went_to_another_is_left_to_the_other(queue: JobQueue)
 
     def compare(run_id: str, job: int) -> None:      # as if this process had slept past its lease
         queue.connection.delete(registry)
-        queue.connection.zadd(registry, {f"{RUN}-1:other": time.time() + 60})
+        queue.connection.zadd(registry, {f"{RUN}-1:other": current_timestamp() + 60})
 
     burst(queue, compare)
 

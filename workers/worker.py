@@ -20,11 +20,11 @@ from redis.backoff import ExponentialBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 from rq import SimpleWorker
-from rq.executions import Execution
+from rq.executions import Execution, ExecutionRegistry
 from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
-from rq.worker_registration import clean_worker_registry
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY, clean_worker_registry
 
 from jobs.queue import TASK, JobQueue, Refusal, Ticket
 from jobs.tickets import TicketError, TicketJob
@@ -36,7 +36,9 @@ logger = logging.getLogger("diptych.worker")
 
 HEARTBEAT = 10.0      # seconds; a third of the time after which a worker counts as lost
 OF_A_RUN = (EmbeddingsError, SettingsError, WeightsError)      # a run's own: others may be worked at all the same
+PASS_AGAIN = 300.0    # seconds after which a worker that waits tries a run again that it has passed over
 POLL = 0.5            # seconds between two looks at an empty queue
+POLL_PAST = 5.0       # seconds between two looks past the tickets of runs that are passed over: each reads them all
 
 Compare = Callable[[str, int], None]
 Prepare = Callable[[Ticket], None]
@@ -114,7 +116,8 @@ class Worker(SimpleWorker):
     """An RQ worker that never forks, beats during a job, and runs nothing but the jobs of tickets."""
 
     def __init__(
-        self, queue: JobQueue, compare: Compare, give_up: GiveUp, stop: Stop, *, name: str, heartbeat: float
+        self, queue: JobQueue, compare: Compare, give_up: GiveUp, stop: Stop, *, name: str, heartbeat: float,
+        pass_again: float,
     ) -> None:
         job_class = make_job_class(compare)
         super().__init__(
@@ -126,9 +129,13 @@ class Worker(SimpleWorker):
         self.give_up = give_up
         self.stop = stop
         self.interval = heartbeat
+        self.pass_again = pass_again
         self.presence = Presence(queue.database_id)
         self.outcome = Work()
+        self.types = {self.key: "hash", self.executions_key: "set", self.redis_workers_keys: "set",
+                      WORKERS_BY_QUEUE_KEY % queue.rq.name: "set"}      # of the keys that this worker writes
         self._tended = float("-inf")
+        self._passed_until: dict[str, float] = {}      # by run; seconds of the monotonic clock
 
     def _set_connection(self, connection: redis.Redis) -> redis.Redis:
         """Leave the connection's time limit as it is: this worker never blocks in Redis."""
@@ -143,7 +150,8 @@ class Worker(SimpleWorker):
         with self.present():
             while not self.stop.requested:
                 self.tend()
-                found = self.tickets.next(self.outcome.passed_over)
+                passed = self.passed_now()
+                found = self.tickets.next(passed)
                 if isinstance(found, Ticket):
                     self.handle(found, prepare)
                 elif found is not None:
@@ -152,13 +160,14 @@ class Worker(SimpleWorker):
                     break
                 else:
                     idle()
-                    self.stop.wait(POLL)
+                    self.stop.wait(POLL_PAST if passed else POLL)
 
     @contextlib.contextmanager
     def present(self) -> Iterator[None]:
         """Be known to RQ and to this machine's other workers."""
         lock = self.presence.announce(self.name)
         try:
+            self.tickets.mend(self.types)
             self.register_birth()      # type: ignore[no-untyped-call]  # RQ has no types here
             clean_worker_registry(self.tickets.rq)
             yield
@@ -173,6 +182,7 @@ class Worker(SimpleWorker):
         if time.monotonic() - self._tended < self.interval:
             return
         self._tended = time.monotonic()
+        self.tickets.mend(self.types)
         self.heartbeat()
         gone = self.presence.find_gone()
         self.tickets.rescue(lambda name: self.presence.file_of(name) in gone)
@@ -192,13 +202,20 @@ class Worker(SimpleWorker):
             self.pass_over(ticket.run_id, error)
             return
         if not self.stop.requested and (taken := self.take(ticket)):
+            self.outcome.passed_over.pop(ticket.run_id, None)
             self.execute(*taken)
 
     def pass_over(self, run_id: str, error: DiptychError) -> None:
-        """Leave a run to other workers, or until this one is started again: its files or settings do not do here."""
+        """Leave a run to others, in a burst to the end and else for a while: its files or settings do not do here."""
         told = type(error)(f"{error}; `diptych cancel {run_id}` drops the run")
         self.outcome.passed_over[run_id] = told
-        logger.error("run %s is passed over until a worker is started again: %s", run_id, told)
+        self._passed_until[run_id] = time.monotonic() + self.pass_again
+        again = "until a worker is started again" if math.isinf(self.pass_again) else f"for {self.pass_again:g} s"
+        logger.error("run %s is passed over %s: %s", run_id, again, told)
+
+    def passed_now(self) -> set[str]:
+        """Name the runs that are not to be tried yet."""
+        return {run_id for run_id, until in self._passed_until.items() if time.monotonic() < until}
 
     def refuse(self, found: Refusal) -> None:
         """Drop what is no ticket."""
@@ -223,7 +240,7 @@ class Worker(SimpleWorker):
             self.set_state(WorkerStatus.BUSY, pipeline=pipe)
             return execution
 
-        execution = self.tickets.transact(settle, self.tickets.rq.key)
+        execution = self.tickets.transact(settle, self.tickets.rq.key, others=self.types_with(job))
         return (job, execution) if execution else None
 
     def execute(self, job: TicketJob, execution: Execution) -> None:
@@ -257,7 +274,7 @@ class Worker(SimpleWorker):
             self.set_state(WorkerStatus.IDLE, pipeline=pipe)
             return held, held and self._write(copy(job), pipe, fate(error))
 
-        held, is_back = self.tickets.transact(end, registry.key)
+        held, is_back = self.tickets.transact(end, registry.key, others=self.types_with(job))
         if not held:
             logger.warning("job %s: its lease had run out; what was recorded stays", job.id)
         is_last = held and not is_back and fate(error) == "retry"
@@ -271,6 +288,10 @@ class Worker(SimpleWorker):
             self.give_up(ticket.run_id, ticket.job, error)
         except RunError as unknown:
             logger.warning("the failed ticket %s is of no run: %s", ticket.id, unknown)
+
+    def types_with(self, job: TicketJob) -> dict[str, str]:
+        """Name the keys that this worker writes for a job, with their types."""
+        return self.types | {job.key: "hash", ExecutionRegistry.key_template.format(job.id): "zset"}
 
     def _write(self, job: TicketJob, pipe: Pipeline, outcome: Fate) -> bool:
         """Write what becomes of a ticket, and say whether it is back on the queue."""
@@ -309,6 +330,7 @@ def beating(worker: Worker, job: TicketJob, execution: Execution) -> Iterator[No
     def beat() -> None:
         while not ended.wait(worker.interval):
             try:
+                worker.tickets.mend(worker.types_with(job) | {execution.key: "hash"})
                 worker.maintain_heartbeats(job, execution)
             except Exception as error:      # whatever it is, the next beat may succeed; without any the lease ends
                 logger.warning("job %s: no heartbeat: %s: %s", job.id, type(error).__name__, error)
@@ -325,13 +347,15 @@ def beating(worker: Worker, job: TicketJob, execution: Execution) -> Iterator[No
 def work(
     queue: JobQueue, compare: Compare, *, prepare: Prepare, give_up: GiveUp, burst: bool, stop: Stop,
     idle: Callable[[], None] = lambda: None, name: str | None = None, heartbeat: float = HEARTBEAT,
+    pass_again: float = PASS_AGAIN,
 ) -> Work:
     """Have the jobs of a queue done until `stop` is requested, or with `burst` until no ticket waits.
 
     `prepare` is called with a ticket before it is taken, `compare` with its ids after, `idle` while no ticket waits.
     Returning means done. Stopped and a DiptychError put the ticket back at the front, and the latter is raised;
     Cancelled and a RunError drop it; any other exception is retried. `give_up` is called with the ids and the exception
-    of a job whose retries are used up.
+    of a job whose retries are used up. A run whose files or settings do not do is passed over: with `burst` to the end,
+    else for `pass_again` seconds.
     Signals set `stop` meanwhile. Raises QueueError when Redis refuses.
     """
     connection, outcome = queue.connection, Work()
@@ -339,7 +363,8 @@ def work(
     connection.set_retry(Retry(Patience(stop, queue.address), retries=-1))
     try:
         with stop:
-            worker = Worker(queue, compare, give_up, stop, name=name or uuid.uuid4().hex, heartbeat=heartbeat)
+            worker = Worker(queue, compare, give_up, stop, name=name or uuid.uuid4().hex, heartbeat=heartbeat,
+                            pass_again=math.inf if burst else pass_again)
             outcome = worker.outcome
             worker.run(prepare, idle, burst=burst)
     except GaveUpError as error:
