@@ -78,9 +78,14 @@ def read(lines: Iterable[str]) -> list[Mapping[str, Any]]:
     return list(tried.values())
 
 
+def read_measured() -> list[Mapping[str, Any]]:
+    """Read what the suite has written down."""
+    return read(MEASURED.read_text(encoding="utf-8").splitlines())
+
+
 def main() -> None:
     """Fill the page."""
-    tried = read(MEASURED.read_text(encoding="utf-8").splitlines())
+    tried = read_measured()
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tried), encoding="utf-8")
     print(f"{PAGE.name}: {len(tried)} faults and figures, on {platform.platform()}", file=sys.stderr)
 

@@ -18,7 +18,7 @@ from jobs.queue import JobQueue, Ticket, connect
 from workers.stop import Stop
 from workers.worker import Work, work
 
-PAIRS = 1600 if LONG else 240
+PAIRS = 1600 if LONG else 160
 HEARTBEAT = 10.0 if LONG else 0.5      # seconds; a lease lasts three
 EVALUATION = 35.0 if LONG else 3.0     # seconds in one mx.eval
 

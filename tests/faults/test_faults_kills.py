@@ -9,8 +9,8 @@ from conftest import wait_for
 from night import LONG, Night, check, impatient
 from realvalkey import Valkey
 
-KILLS = 50 if LONG else 5
-PAIRS = 2400 if LONG else 320
+KILLS = 50 if LONG else 4
+PAIRS = 2400 if LONG else 240
 HEARTBEAT = 10.0 if LONG else 0.5      # seconds; a lease lasts three
 LEASE = 60      # seconds; after so many, a killed worker's job must be back
 

@@ -62,7 +62,7 @@ def test_one_signal_finishes_the_slice_in_hand_and_says_how_long_it_takes(
 
 
 def test_a_second_ctrl_c_stops_at_once_and_the_job_goes_back(workspace: Path) -> None:
-    night, run_id = make_night(workspace, tokens=2000)
+    night, run_id = make_night(workspace, tokens=1500)
     with night.worker() as worker:
         wait_for(lambda: is_begun(night), "the first job")
         time.sleep(COMPILED)

@@ -12,7 +12,7 @@ from realvalkey import Valkey
 
 from jobs.queue import connect
 
-PAIRS = 20_000 if LONG else 800
+PAIRS = 20_000 if LONG else 480
 GROWTH = 0.02 if LONG else 0.15      # of the worker's memory, from the second quarter to the last
 WAL = 16 * 2**20                     # bytes
 LEFT = 2**17                         # bytes of Redis's memory, which are its own to and fro
