@@ -1,5 +1,6 @@
 """What `worker`, `batch-generate` and `glm46v_mlx` have in common: work, then say what became of it."""
 
+import logging
 import signal
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from workers.stop import Stop
     from workers.worker import Work
 
+logger = logging.getLogger("diptych.worker")
+
 FAILED, INTERRUPTED = 1, 130      # exit statuses
 
 
@@ -23,17 +26,21 @@ def work_off(values: Globals, options: "Options") -> int:
     from cli.progress import WorkBar
     from jobs.delivery import open_queue
     from store.database import open_database
+    from store.runs import list_runs
     from workers.service import left_behind, run_worker
     from workers.stop import Stop
+    from workers.worker import Work
 
     with (open_database(values.db, create=not options.burst) as database, open_queue(database, values.redis) as queue,
-          Stop() as stop, WorkBar(quiet=values.quiet) as bar):
+          Stop() as stop, WorkBar(quiet=values.quiet or values.log_format == "json") as bar):
         if not options.burst:
             say(values, f"waiting for jobs in {database.location}; Ctrl-C ends it")
-        if options.burst and not queue.waiting():
-            say(values, "no job waits")
         work = run_worker(database, queue, options, stop, bar)
         missing = left_behind(database, queue) if options.burst and not stop.requested else []
+        begun = [run for run in list_runs(database) if run.state == "running"] if stop.requested else []
+    if options.burst and work == Work():
+        say(values, "no job waited")
+    say_left(values, begun)
     say_lost(values, missing)
     refuse_idleness(work, stop)
     return exit_status(stop, failed=bool(missing or bar.failed or work.passed_over))
@@ -57,7 +64,8 @@ def batch_generate(values: Globals, plan: "Plan", *, print_texts: bool) -> int:
         say(values, f"run {run.id}: {count(run.total, 'pair')} in {count(plan.n_jobs, 'job')}")
         if ahead:
             say(values, f"other runs come first: {count(ahead, 'job')}")
-        with (PrintedTexts(run.id, quiet=values.quiet) if print_texts else WorkBar(quiet=values.quiet)) as bar:
+        quiet = values.quiet or values.log_format == "json"
+        with (PrintedTexts(run.id, quiet=quiet) if print_texts else WorkBar(quiet=quiet)) as bar:
             work = run_worker(database, queue, Options(burst=True), stop, bar)
         run = find_run(database, run.id)
     refuse_idleness(work, stop)
@@ -88,6 +96,14 @@ def say_outcome(values: Globals, run: "Run") -> None:
         say(values, f"to see them: diptych results {run.id}{values.typed}")
 
 
+def say_left(values: Globals, runs: "list[Run]") -> None:
+    """Say what a worker that was stopped has left to do, and how it goes on."""
+    for run in runs:
+        say(values, f"run {run.id}: {run.done:,} of {run.total:,} done, {run.failed:,} failed")
+    if runs:
+        say(values, f"to go on: diptych worker --burst{values.typed}")
+
+
 def say_lost(values: Globals, runs: "list[Run]") -> None:
     """Name the runs whose planned pairs no ticket stands for."""
     for run in runs:
@@ -96,6 +112,8 @@ def say_lost(values: Globals, runs: "list[Run]") -> None:
 
 
 def say(values: Globals, line: str) -> None:
-    """Print a line for a person on stderr, unless --quiet."""
-    if not values.quiet:
+    """Print a line for a person on stderr, unless --quiet; among log lines for machines it is one of them."""
+    if values.log_format == "json":
+        logger.info("%s", line)
+    elif not values.quiet:
         click.echo(line, err=True)

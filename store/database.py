@@ -4,6 +4,7 @@ SQLite has one connection that writes, used only under a lock beside the file, a
 may use them, one transaction at a time. PostgreSQL has one pool for both. Neither is for use across a fork.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
@@ -18,6 +19,7 @@ from store.errors import DatabaseError
 from store.schema import meta
 from store.sqlite import advice, connect, locked, tidy
 
+_ADDRESS = re.compile(r"^(postgres|mysql)[+\w]*:?/.*:.*@|\b(password|passwd|pwd)=", re.IGNORECASE)      # and no path
 CONNECT_TIMEOUT = 10       # seconds; for a PostgreSQL that does not answer
 
 _Item = TypeVar("_Item")
@@ -175,6 +177,9 @@ def batched(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
 
 def _parse(location: str) -> URL:
     """Read a location as a URL; whatever has no :// is a path."""
+    if "://" not in location and _ADDRESS.search(location):
+        # Not shown: it may hold a password.
+        raise DatabaseError("database: expected a path, or a URL with ://, found something like an address")
     if "://" not in location:
         return URL.create("sqlite", database=location)
     try:

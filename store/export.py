@@ -4,7 +4,7 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -14,6 +14,7 @@ from store.errors import DiptychError, SettingsError
 from store.jsonlines import json_line
 
 Row = dict[str, Any]
+SQLITE = b"SQLite format 3\0"      # what such a file begins with
 PARQUET_ROWS = 10_000      # rows of a row group
 
 # What begins a formula, by OWASP's CSV injection page; the full-width signs do where a spreadsheet speaks Japanese.
@@ -83,10 +84,18 @@ def export(rows: Iterable[Row], columns: Sequence[str], form: str, path: Path) -
         return WRITERS[form](rows, columns, out)
 
 
+def _spare_database(path: Path) -> None:
+    """Raise SettingsError for a file that is an SQLite database: it may be the one that the results come from."""
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(len(SQLITE)) == SQLITE:
+            raise SettingsError(f"{path}: expected a file that may be replaced, found a database; give another -o")
+
+
 @contextmanager
 def replacing(path: Path, *, binary: bool) -> Iterator[IO[Any]]:
     """Open a file beside `path` that takes its place at the end, and goes away on an error."""
     text: dict[str, Any] = {} if binary else {"encoding": "utf-8", "newline": ""}
+    _spare_database(path)
     try:
         part = NamedTemporaryFile("wb" if binary else "w", dir=path.parent, prefix=f".{path.name}.",  # noqa: SIM115
                                   delete=False, **text)

@@ -114,6 +114,7 @@ _ROOM = "make room on the disk and try again; nothing that was recorded is lost"
 _ADVICE = (
     ("SQLITE_FULL", _ROOM),
     ("SQLITE_IOERR_WRITE", _ROOM),      # by a quota or a limit on the size of files
+    ("SQLITE_IOERR", "see that the disk is not full, works, and is a local one; nothing that was recorded is lost"),
     ("SQLITE_READONLY", "check the permissions of the file and of its folder, where SQLite writes even to read"),
     ("SQLITE_BUSY", f"end the program that has held it for {BUSY_TIMEOUT:g} s and try again"),
     ("SQLITE_NOTADB", "give another --db; the file was left as it is"),

@@ -210,3 +210,13 @@ def test_formulas_are_defused_for_a_spreadsheet_only_where_that_is_asked(
     assert defused[:3] == exact[:3]
     assert run(diptych, ["results", "--format", "jsonl", "--spreadsheet"]) == 2
     assert "expected --format csv, found jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "table"])
+def test_a_database_is_never_replaced_by_results(
+    worked: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    assert run(diptych, ["results", "--format", form, "-o", "results.db"]) == 2
+    assert "results.db: expected a file that may be replaced, found a database" in capsys.readouterr().err
+
+    assert len(view(worked)) == 8

@@ -547,3 +547,19 @@ def test_a_database_is_as_private_as_the_user_wants_it(tmp_path: Path) -> None:
         os.umask(old)
 
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("location", [
+    "postgresql+psycopg//me:hush@host/name", "postgres:/me:hush@host/name", "host=127.0.0.1 port=1 password=hush",
+])
+def test_what_looks_like_an_address_is_no_path_and_is_not_shown(location: str) -> None:
+    with pytest.raises(DatabaseError, match="expected a path, or a URL with ://") as refused:
+        open_database(location, create=True)
+
+    assert "hush" not in str(refused.value)
+
+
+def test_a_folder_may_be_called_as_a_server_is(tmp_path: Path) -> None:
+    (tmp_path / "postgres").mkdir()
+
+    open_database(str(tmp_path / "postgres" / "results.db"), create=True).close()

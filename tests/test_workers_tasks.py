@@ -356,6 +356,9 @@ def test_the_seconds_left_are_those_of_the_steps_that_the_youngest_row_has_left(
         left.append(made.seconds_left())
 
     assert left == [None, None, 0.25 * 24, 0.25 * 23, 0.25 * 22]
+    made.take([Token(1, 7, "stop")])      # an answer of three tokens
+    made.take([Token(0, 7, None)])
+    assert made.seconds_left() == 0
 
 
 def test_a_gpu_that_has_failed_ends_its_worker_and_counts_as_its_death(

@@ -624,6 +624,25 @@ def test_a_worker_that_starts_beside_a_busy_one_leaves_its_job_alone(queue: JobQ
         assert queue.running() == tickets(1)
 
 
+def test_a_busy_worker_puts_back_what_a_dead_one_leaves(queue: JobQueue, server: Valkey) -> None:
+    left: list[Ticket] = []
+
+    def compare(run_id: str, job: int) -> None:
+        if job == 2:
+            return
+        queue.put(tickets(2))
+        with worker(server.url) as killed:
+            read(killed)
+            assert queue.waiting() == []
+        wait_for(lambda: queue.waiting() == tickets(2), "the ticket of the dead one")
+        left.extend(queue.waiting())
+
+    queue.put(tickets(1))
+
+    assert burst(queue, compare, heartbeat=0.2) == Work(done=2)
+    assert left == tickets(2)
+
+
 def test_an_idle_worker_takes_what_is_put_later_and_what_a_dead_one_leaves(queue: JobQueue, server: Valkey) -> None:
     done: list[int] = []
     stop = Stop()

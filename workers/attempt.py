@@ -67,6 +67,7 @@ class Attempt:
         """Begin with all pairs left."""
         self.left = len(self.pairs)
         self._by_position = {pair.position: pair for pair in self.pairs}
+        self._longest = 0      # tokens of an answer
         self._steps: deque[float] = deque(maxlen=LAST_STEPS)      # seconds of the monotonic clock
 
     def __enter__(self) -> "Attempt":
@@ -107,11 +108,16 @@ class Attempt:
             self._take(token)
 
     def seconds_left(self) -> float | None:
-        """Return the most seconds until the rows in hand have ended, by the steps so far; None before there are any."""
+        """Return the seconds until the rows in hand have ended, by the steps so far; None before there are any.
+
+        Answers are taken to be as long as the longest one of this attempt; before there is one, as long as they may be.
+        """
         if len(self._steps) < 2 or not self.tokens:
             return None
         a_step = (self._steps[-1] - self._steps[0]) / (len(self._steps) - 1)
-        return a_step * (self.run.sampling.max_tokens - min(map(len, self.tokens.values())))
+        lengths = list(map(len, self.tokens.values()))
+        longest = max(self._longest, *lengths) if self._longest else self.run.sampling.max_tokens
+        return a_step * (longest - min(lengths))
 
     def _take(self, token: Token) -> None:
         pair = self._by_position[token.key]
@@ -124,6 +130,7 @@ class Attempt:
 
     def _finish(self, pair: Pair, reason: FinishReason) -> None:
         ids, prompt = tuple(self.tokens.pop(pair.position)), self.loaded.inputs.prompt
+        self._longest = max(self._longest, len(ids))
         try:
             answer = self.loaded.inputs.tokenizer.split(ids, opened_thinking=prompt.opened_thinking)
         except Exception as error:      # a library's, whichever: it is this pair's alone

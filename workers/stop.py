@@ -80,5 +80,5 @@ class Stop:
 
     def _hear(self, signum: int, frame: FrameType | None) -> None:
         if time.monotonic() - self._heard > SAME_PRESS:
+            self._heard = time.monotonic()
             self.request(signum)
-        self._heard = time.monotonic()

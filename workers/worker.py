@@ -184,6 +184,10 @@ class Worker(SimpleWorker):
         self._tended = time.monotonic()
         self.tickets.mend(self.types)
         self.heartbeat()
+        self.rescue()
+
+    def rescue(self) -> None:
+        """Put back the tickets of workers that are gone."""
         gone = self.presence.find_gone()
         self.tickets.rescue(lambda name: self.presence.file_of(name) in gone)
         self.presence.forget(gone)
@@ -324,7 +328,7 @@ class Worker(SimpleWorker):
 
 @contextlib.contextmanager
 def beating(worker: Worker, job: TicketJob, execution: Execution) -> Iterator[None]:
-    """Renew the lease of a job from a thread of its own, whatever the job does meanwhile."""
+    """Renew the lease of a job from a thread of its own, whatever the job does, and rescue those of others."""
     ended = threading.Event()
 
     def beat() -> None:
@@ -332,6 +336,7 @@ def beating(worker: Worker, job: TicketJob, execution: Execution) -> Iterator[No
             try:
                 worker.tickets.mend(worker.types_with(job) | {execution.key: "hash"})
                 worker.maintain_heartbeats(job, execution)
+                worker.rescue()
             except Exception as error:      # whatever it is, the next beat may succeed; without any the lease ends
                 logger.warning("job %s: no heartbeat: %s: %s", job.id, type(error).__name__, error)
 

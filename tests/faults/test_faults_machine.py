@@ -40,7 +40,7 @@ from workers.stop import Stop
 from workers.tasks import compare_job, give_up_job
 from workers.worker import Worker, work
 
-EXAMPLES, STEPS = (500, 40) if LONG else (20, 15)
+EXAMPLES, STEPS = (200, 40) if LONG else (20, 15)
 JOB, N_PAIRS = 3, 8
 ROWS = "select position, status, text, seed, token_ids from results where run_id = :run order by position"
 

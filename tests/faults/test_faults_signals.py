@@ -55,6 +55,7 @@ def test_one_signal_finishes_the_slice_in_hand_and_says_how_long_it_takes(
         assert worker.wait(timeout=120) == status
 
     assert re.search(r"finishing, about \d+ s; again to stop now", night.log), night.log
+    assert "to go on: diptych worker --burst" in night.log
     assert night.done(run_id) % 16 == 0      # the job in hand, whole
     assert night.done(run_id) < 64
     night.finish()
