@@ -10,6 +10,7 @@ from cli.show import count, duration
 
 if TYPE_CHECKING:
     from jobs.progress import Progress
+    from store.database import Database
 
 WATCH_EVERY = 2.0      # seconds
 
@@ -32,7 +33,20 @@ def command(values: Globals, run: str | None, watch: bool, as_json: bool) -> Non
 
     with open_database(values.db, create=False) as database:
         for progress in watch_progress(database, run, every=WATCH_EVERY if watch else None):
-            click.echo(json.dumps(progress.as_json()) if as_json else _sentence(progress))
+            sentence = _sentence(progress) + _idle(values, database, progress)
+            click.echo(json.dumps(progress.as_json()) if as_json else sentence)
+
+
+def _idle(values: Globals, database: "Database", progress: "Progress") -> str:
+    """Say that nobody works at an unfinished run: the embedded server runs as long as a worker does."""
+    from jobs.server import running_server
+
+    if values.redis or progress.state not in ("queued", "running"):
+        return ""
+    if server := running_server(database.id):
+        server.close()
+        return ""
+    return f"; no worker is at the embedded queue, to go on: diptych worker --burst{values.typed}"
 
 
 def _sentence(progress: "Progress") -> str:

@@ -103,3 +103,17 @@ def test_a_cancelled_run_drops_its_jobs_and_resume_takes_it_up_again(workspace: 
     worked = run_diptych("worker", "--burst", cwd=workspace)
     assert (resumed.returncode, worked.returncode) == (0, 0), worked.stderr
     assert sqlite_value(workspace, "select state || done from run_summary") == "done8"
+
+
+def test_a_run_that_nobody_works_at_says_so(workspace: Path) -> None:
+    run_diptych("enqueue", "pairs.txt", "--max-tokens", 2000, "--greedy", cwd=workspace)
+    wait_for(lambda: "no worker is at the embedded queue, to go on: diptych worker --burst"
+             in run_diptych("status", cwd=workspace).stdout, "the server of enqueue to end")
+
+    with subprocess.Popen([str(DIPTYCH), "worker", "--burst", "--quiet"], cwd=workspace) as worker:
+        wait_for(lambda: "running" in run_diptych("status", cwd=workspace).stdout, "the job")
+        beside = run_diptych("status", cwd=workspace).stdout
+        worker.kill()
+
+    assert "no worker" not in beside
+    wait_for(lambda: "no worker" in run_diptych("status", cwd=workspace).stdout, "its server to end")
