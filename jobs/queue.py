@@ -108,19 +108,31 @@ class JobQueue:
     @asking
     def put(self, tickets: Iterable[Ticket]) -> int:
         """Append tickets and return how many; those that wait or run already are skipped. May be repeated safely."""
-        known = self._known()
-        new = [ticket for ticket in dict.fromkeys(tickets) if ticket not in known]
+        waiting, running = self._known()
+        wanted = [ticket for ticket in dict.fromkeys(tickets) if ticket not in running]
+        hollow = self._without_hash([ticket for ticket in wanted if ticket in waiting])
+        new = [ticket for ticket in wanted if ticket in hollow or ticket not in waiting]
         for chunk in chunks(new):
             self._push(chunk)
         return len(new)
 
-    def _known(self) -> set[Ticket]:
-        """Read the tickets that wait or run, both at one moment: a ticket may go from either to the other."""
+    def _known(self) -> tuple[set[Ticket], set[Ticket]]:
+        """Read the tickets that wait and those that run, both at one moment: one may go from either to the other."""
         with self.connection.pipeline() as pipe:
             pipe.lrange(self.rq.key, 0, -1)
             pipe.zrange(self.rq.started_job_registry.key, 0, -1, withscores=True)
             waiting, started = pipe.execute()
-        return {*readable_tickets(waiting), *live_tickets(read_leases(started))}
+        return set(readable_tickets(waiting)), set(live_tickets(read_leases(started)))
+
+    def _without_hash(self, tickets: list[Ticket]) -> set[Ticket]:
+        """Find entries that nothing stands behind: a second copy of a ticket whose first one has been dropped."""
+        hollow = set[Ticket]()
+        for chunk in chunks(tickets):
+            with self.connection.pipeline(transaction=False) as pipe:
+                for ticket in chunk:
+                    pipe.exists(TicketJob.key_for(ticket.id))
+                hollow.update(ticket for ticket, exists in zip(chunk, pipe.execute(), strict=True) if not exists)
+        return hollow
 
     def _push(self, tickets: list[Ticket]) -> None:
         """Append tickets in one transaction, in place of what earlier attempts have left of them."""

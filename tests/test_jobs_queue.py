@@ -96,6 +96,15 @@ def test_tickets_that_wait_are_not_put_twice(queue: JobQueue) -> None:
     assert queue.waiting() == tickets(1, 2, 3)
 
 
+def test_a_second_copy_whose_ticket_was_dropped_does_not_keep_it_from_being_put(queue: JobQueue) -> None:
+    queue.put(tickets(1, 2))
+    queue.connection.delete(TicketJob.key_for(f"{RUN}-1"))      # as a worker does that drops the first of two copies
+
+    assert queue.put(tickets(1, 2)) == 1
+    assert sorted(ticket.job for ticket in queue.waiting()) == [1, 1, 2]
+    assert isinstance(queue.next(), Ticket)
+
+
 def test_tickets_that_run_are_not_put_twice(queue: JobQueue) -> None:
     queue.put(tickets(1))
     lease(queue, Ticket(RUN, 1), seconds=60)
