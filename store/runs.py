@@ -21,6 +21,7 @@ from store.schema import insert_into, jobs, run_summary, runs
 from store.schema import pairs as pairs_table
 from store.text import clean
 
+_CACHE = 32 * 1024      # KiB of pages: the index by job of a million pairs is filled without spilling
 ID_LENGTH = 10        # hex digits
 NAME_LENGTH = 100     # characters, at most
 _CHUNK = 10_000       # rows a statement; some 5 MB of parameters
@@ -39,6 +40,8 @@ def create_run(db: Database, run: NewRun, pairs: Iterable[Pair], images: Sequenc
     run_id = secrets.token_hex(ID_LENGTH // 2)
     sizes: Counter[int] = Counter()
     with db.write() as connection:
+        if connection.dialect.name == "sqlite":      # here alone: a worker's pages would fill it night after night
+            connection.exec_driver_sql(f"PRAGMA cache_size=-{_CACHE}")
         connection.execute(insert(runs).values(**_values(run), id=run_id))
         _insert_images(connection, run.embeddings_fingerprint, images)
         _insert(connection, insert(pairs_table), _pair_rows(run_id, pairs, sizes))

@@ -15,7 +15,6 @@ from store.errors import DatabaseError
 
 BUSY_TIMEOUT = 60.0        # seconds; for programs that write without our lock
 LOCK_TIMEOUT = 120.0       # seconds; a run of a million pairs is written in less
-_CACHE = 32 * 1024         # KiB of pages; the index by job of a million pairs is filled without spilling
 _WAL_LIMIT = 64 * 2**20    # bytes; to which a longer log is cut back
 
 
@@ -47,7 +46,7 @@ def _prepare_writer(connection: sqlite3.Connection, path: Path) -> None:
             "give a --db on a local disk (network and cloud-synced folders do not work)"
         )
     flush = ("fullfsync=ON", "checkpoint_fullfsync=ON") if sys.platform == "darwin" else ()
-    durable = ("synchronous=FULL", "foreign_keys=ON", f"cache_size=-{_CACHE}", f"journal_size_limit={_WAL_LIMIT}")
+    durable = ("synchronous=FULL", "foreign_keys=ON", f"journal_size_limit={_WAL_LIMIT}")
     for pragma in (*durable, *flush):
         connection.execute(f"PRAGMA {pragma}")
 

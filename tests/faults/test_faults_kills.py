@@ -34,7 +34,7 @@ def test_a_run_whose_worker_is_killed_again_and_again_ends_as_if_it_never_was(wo
 
     check(night, run_id, "kill -9 of the worker at random moments", times=KILLS)
     assert 0 < before < PAIRS
-    assert len(set(moments)) > KILLS // 3
+    assert not LONG or len(set(moments)) > KILLS // 3
 
 
 def make_long_job(workspace: Path, redis: str | None = None) -> tuple[Night, str]:
