@@ -241,6 +241,7 @@ def test_a_limit_counts_over_ranges(database: Database, monkeypatch: pytest.Monk
     assert found(database, run.id, status="done", limit=7) == [0, 2, 4, 6, 8, 10, 12]
 
 
+@ON_SQLITE
 def test_many_rows_are_read_in_flat_memory(database: Database) -> None:
     def peak(rows: int) -> int:
         run = make_run(database, rows)

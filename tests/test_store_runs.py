@@ -100,6 +100,7 @@ make_run(open_database(sys.argv[1], create=False), pairs=stuck())
         assert make_run(db).total == 8
 
 
+@ON_SQLITE
 def test_a_run_of_many_pairs_is_made_in_flat_memory(database: Database) -> None:
     def peak(pairs: int) -> int:
         tracemalloc.start()

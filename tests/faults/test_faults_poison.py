@@ -43,4 +43,4 @@ def test_a_pair_that_kills_its_worker_is_failed_and_the_others_go_on(workspace: 
 
     assert night.run("resume", "--retry-failed").returncode == 0
     night.finish()
-    check(night, run_id, "its late success, with a worker that it does not kill", times=1)
+    check(night, run_id, "a pair that kills its worker, retried with one that it does not kill", times=1)
