@@ -33,7 +33,7 @@ test: $(INSTALLED)  ## ruff, mypy --strict, import-linter, pytest
 	.venv/bin/python -m pytest --numprocesses auto --dist loadfile
 
 # ---- the faults: their short form is in `make test`
-faults: $(INSTALLED)  ## the long form of tests/faults, with its tables in docs/reliability.md: two hours
+faults: $(INSTALLED)  ## the long form of tests/faults, with its tables in docs/reliability.md: over an hour
 	rm -f tests/faults/measured.jsonl
 	DIPTYCH_FAULTS=long DIPTYCH_TALLY=$(CURDIR)/tests/faults/measured.jsonl .venv/bin/python -m pytest tests/faults
 	.venv/bin/python tests/faults/reliability.py

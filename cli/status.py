@@ -33,8 +33,10 @@ def command(values: Globals, run: str | None, watch: bool, as_json: bool) -> Non
 
     with open_database(values.db, create=False) as database:
         for progress in watch_progress(database, run, every=WATCH_EVERY if watch else None):
-            sentence = _sentence(progress) + _idle(values, database, progress)
-            click.echo(json.dumps(progress.as_json()) if as_json else sentence)
+            if as_json:
+                click.echo(json.dumps(progress.as_json()))
+            else:
+                click.echo(_sentence(progress) + _idle(values, database, progress))
 
 
 def _idle(values: Globals, database: "Database", progress: "Progress") -> str:
